@@ -31,8 +31,12 @@ def test_the_page_lists_every_operation_and_every_code(
     operations = [operation for item in document["paths"].values() for operation in item.values()]
     expect(page.locator(".opblock")).to_have_count(len(operations))
     expect(page.locator(".opblock-tag")).to_have_count(len(TAGS))
+    shown = {
+        block["id"].rpartition("-")[2]: block["text"]
+        for block in page.locator(".opblock").evaluate_all("all => all.map(one => ({id: one.id, text: one.innerText}))")
+    }
     for operation in operations:
-        expect(page.locator(f".opblock[id$='-{operation['operationId']}']")).to_contain_text(operation["summary"])
+        assert operation["summary"] in shown[operation["operationId"]]
     expect(page.locator(".info tbody tr")).to_have_count(len(STATUS))
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     light = sum(int(part) for part in re.findall(r"\d+", background)[:3]) > 3 * 128

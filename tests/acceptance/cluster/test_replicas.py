@@ -19,6 +19,8 @@ from tests.support.service import eventually, train
 pytestmark = pytest.mark.slow
 
 CLIENTS = 4
+PAUSE_SECONDS = 0.01
+"""Of each client after a request: the replicas that start need a part of the cores too."""
 NAMES = [f"name-{number}" for number in range(24)]
 X = [[0.5] * 10]
 TENSOR = {"name": "inputs", "shape": [1, 10], "datatype": "FP32", "data": X[0]}
@@ -124,6 +126,7 @@ class _Load:
         self.answers[answer.headers.get("x-served-by", "haproxy"), answer.status_code] += 1
         if answer.status_code >= 300:
             self.failed.append(f"{method} {path}: {answer.status_code} {answer.text}")
+        self._stop.wait(PAUSE_SECONDS)
 
 
 def _restart_each(cluster: Cluster) -> _Load:

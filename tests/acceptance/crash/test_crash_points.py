@@ -84,7 +84,7 @@ def crashed(
     return {point: folder / str(number) for number, point in enumerate(points)}
 
 
-@pytest.fixture(params=[*POINTS, *OF_A_BUCKET])
+@pytest.fixture(scope="module", params=[*POINTS, *OF_A_BUCKET])
 def point(request: pytest.FixtureRequest, database_kind: str) -> str:
     """Where it died."""
     chosen: str = request.param
@@ -99,9 +99,10 @@ def folder(crashed: dict[str, Path], point: str, tmp_path: Path) -> Path:
     return copy_storage(crashed[point], tmp_path / "data")
 
 
-@pytest.fixture
-def catalog(folder: Path) -> Iterator[Catalog]:
-    """The folder, opened again and swept, as every start does."""
+@pytest.fixture(scope="module")
+def catalog(crashed: dict[str, Path], point: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
+    """Another copy, opened and swept, as every start does. Each of its tests changes what the others do not look at."""
+    folder = copy_storage(crashed[point], tmp_path_factory.mktemp("swept") / "data")
     opened = open_catalog(folder, now=time.time)
     opened.sweep()
     yield opened

@@ -1,5 +1,6 @@
 """Two workers as processes, under load: no request that is sent after a revocation was acknowledged succeeds."""
 
+import os
 import threading
 import time
 from collections import Counter
@@ -18,9 +19,11 @@ from tests.support.keys import bearer, make_key
 from tests.support.process_tree import suspended, workers
 from tests.support.service import ServiceProcess
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.soak]
 
-WORKERS, CONNECTIONS, REQUESTS, KEYS = 2, 12, 1000, 10
+WORKERS, CONNECTIONS, KEYS = 2, 12, 10
+REQUESTS = int(os.environ.get("REVOKED_REQUESTS", "300"))
+"""To each worker, with all keys together."""
 BODY = {"adapter": "a", "inputs": [[1.0] * 4]}
 FACTORS = {"A": [[1.0], [2.0]], "B": [[1.0] * 4]}
 

@@ -4,6 +4,7 @@ An answer is wrong if its outputs are not those of the version that it names, if
 older than the newest version that was acknowledged before the request was sent.
 """
 
+import os
 import random
 import threading
 import time
@@ -15,11 +16,14 @@ from typing import NamedTuple
 
 from tests.acceptance.replicas.acknowledged_changes import SAMPLES
 from tests.support.cluster import Replica
+from tests.support.fault_results import RESULTS
 from tests.support.replica_client import Answer, Connection, is_right, question, sample
 from tests.support.service import eventually
 
 PREDICT, PUBLISH = "predict", "publish"
 _PAUSE_SECONDS = 0.01
+_IS_LONG = RESULTS in os.environ
+"""Whether `make fault` sends as much as it can. In the short forms, each client pauses after each request."""
 
 
 class Outcome(NamedTuple):
@@ -195,6 +199,8 @@ class ReplicaLoad:
         try:
             while not self._stop.is_set() and not self.mistakes:
                 work(client)
+                if not _IS_LONG:
+                    self._stop.wait(_PAUSE_SECONDS)
         except BaseException as error:
             self.mistakes.append(f"{type(error).__name__}: {error}")
             raise

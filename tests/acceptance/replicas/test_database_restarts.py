@@ -21,7 +21,7 @@ from tests.support.postgres_server import PostgresServer
 from tests.support.replica_client import Connection, question, sample
 
 RESTARTS = chosen_count("FAULT_DATABASE_RESTARTS", 2)
-STALE_SECONDS = chosen_count("FAULT_STALE_SECONDS", 2)
+STALE_SECONDS = chosen_count("FAULT_STALE_SECONDS", 3)
 _LONGEST_LOAD_SECONDS, _LONGEST_OUTAGE_SECONDS = 1.0, 2.0
 _SECONDS_TO_ANSWER = 2.0
 # A request may be under way when the server is killed or when the time ends.
