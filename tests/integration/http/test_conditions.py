@@ -132,7 +132,8 @@ def test_of_many_racing_moves_of_live_one_wins_each_round(serve: Serve) -> None:
         return Counter([answer.status_code for answer in await asyncio.gather(*moves)])
 
     async def scene() -> list[Counter[int]]:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        # Without an expiry: httpcore may close a connection that expires while a request is about to use it.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None, keepalive_expiry=None)
         async with httpx.AsyncClient(timeout=60, limits=limits) as client:
             return [await race(client, number) for number in range(ROUNDS)]
 
