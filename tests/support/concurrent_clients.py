@@ -140,3 +140,13 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     """The status of an answer and its problem's code, which is empty where there is none."""
     problem = answer.status_code >= 400
     return answer.status_code, answer.json()["code"] if problem else ""
+
+
+def check_rate(measure: Callable[[], float], rate: float, *, tolerance: float) -> None:
+    """Check a rate that is accepted: never more, and no less once the machine had the time for enough requests."""
+    for _ in range(3):
+        accepted = measure()
+        assert accepted <= (1 + tolerance) * rate, accepted
+        if accepted >= (1 - tolerance) * rate:
+            return
+    raise AssertionError(f"{accepted} a second is less than {rate}")
