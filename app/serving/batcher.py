@@ -5,7 +5,7 @@ ended, never on a timer. Everything runs on the event loop except the forward pa
 locks.
 """
 
-# N rows of one request · M rows of one batch · I in_features · O out_features
+# N rows of one request · K rows of one slice · M rows of one batch · I in_features · O out_features
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -371,9 +371,12 @@ class Batcher:
             assert resolution is not None
             entry, begin, end = part.entry, part.begin, part.end
             adapters = resolution.adapters
-            parts.append(entry.request.inputs_NI[begin:end])
+            inputs_KI, choice_K = entry.request.inputs_NI, entry.choice_N
+            if end - begin < entry.rows:  # a slice of an array takes as long as the rest of this loop
+                inputs_KI, choice_K = inputs_KI[begin:end], choice_K[begin:end]
+            parts.append(inputs_KI)
             ranks += (end - begin) * resolution.rank
-            for choice in entry.choice_N[begin:end]:
+            for choice in choice_K:
                 choice_M.append(choices.setdefault(adapters[choice], len(choices)))
         return partial(self._forward, parts, list(choices), choice_M), self._is_small(len(choice_M), ranks)
 
