@@ -263,13 +263,13 @@ def run_once(check: Check, *, is_short: bool, storage: str) -> bool:
     return subprocess.run(pytest, cwd=ROOT, env=environment, check=False).returncode == 0
 
 
-def table(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Return the results as a Markdown table."""
+def table(runs: Sequence[Mapping[str, Any]], checks: Sequence[Check] = CHECKS) -> str:
+    """Return the results of some checks as a Markdown table."""
     lines = [
         "| check | done | target | runs | failed | seeds | commits |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for check in CHECKS:
+    for check in checks:
         its = of_check(check, runs)
         seeds = list(dict.fromkeys(str(run["seed"]) for run in its))
         commits = list(dict.fromkeys(str(run["commit"]) for run in its))
@@ -285,7 +285,11 @@ def _tables(runs: Sequence[Mapping[str, Any]]) -> str:
     """Return the tables of both kinds of storage, if there are runs on the second."""
     cluster = on_storage(CLUSTER, runs)
     tables = [table(on_storage(EMBEDDED, runs))]
-    return "\n\n".join([*tables, *(["On PostgreSQL and an S3 server:", table(cluster)] if cluster else [])])
+    if cluster:
+        # Replicas are always on these.
+        others = [check for check in CHECKS if check.of_one_machine is None and not check.tests.startswith(_REPLICAS)]
+        tables += ["On PostgreSQL and an S3 server:", table(cluster, others)]
+    return "\n\n".join(tables)
 
 
 def _counts(runs: Sequence[Mapping[str, Any]]) -> list[str]:
