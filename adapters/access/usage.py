@@ -98,17 +98,11 @@ class Usage:
         A writer numbers its batches 1, 2, 3 …, and repeats a number only with the same counts. Raises the errors of
         `Database.write`.
         """
-        of_writer = usage_writers.c.id == writer
-        with self._database.write() as connection:
-            stored = connection.execute(sa.select(usage_writers.c.sequence).where(of_writer)).scalar_one_or_none()
-            if stored is not None and stored >= sequence:
-                return
-            _add_counts(connection, counts)
-            values = {"sequence": sequence, "stored_at": rfc3339(self._now())}
-            if stored is None:
-                connection.execute(sa.insert(usage_writers).values(id=writer, **values))
-            else:
-                connection.execute(sa.update(usage_writers).where(of_writer).values(values))
+        values = {"writer": writer, "sequence": sequence, "stored_at": rfc3339(self._now())}
+        with self._database.write_job() as connection:
+            # First, so that a repetition waits for the end of the transaction that it repeats.
+            if connection.execute(_NUMBERING, values).rowcount:
+                _add_counts(connection, counts)
 
     def list(
         self,
@@ -183,7 +177,8 @@ class Usage:
 
 
 def _add_counts(connection: Connection, counts: Iterable[UsageCount]) -> None:
-    # In the order of the table, so that neighbours change the same pages.
+    # In the order of the table, so that neighbours change the same pages, and processes that add to the same rows wait
+    # for each other in one order.
     for part in _parts(sorted(counts)):
         values = {
             f"{name}{index}": value
@@ -193,6 +188,11 @@ def _add_counts(connection: Connection, counts: Iterable[UsageCount]) -> None:
         connection.execute(_addition(len(part)), values)
 
 
+_NUMBERING = sa.text(
+    "INSERT INTO usage_writers (id, sequence, stored_at) VALUES (:writer, :sequence, :stored_at) "
+    "ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, stored_at = excluded.stored_at "
+    "WHERE usage_writers.sequence < excluded.sequence"
+)
 _COLUMNS = ("tenant", "dimension", "hour", "name", "requests", "rows")
 
 

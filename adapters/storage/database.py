@@ -108,7 +108,10 @@ class Database(IdentifiedCatalog, Protocol):
         """
 
     def write_job(self) -> AbstractContextManager[Connection]:
-        """Write rows of jobs that were read `FOR UPDATE`, as `write` does, and beside other writers if possible."""
+        """Write rows that are locked one by one, in one order, as `write` does, and beside other writers if possible.
+
+        These are the rows of jobs, of token buckets and of usage.
+        """
 
     def server_time(self, connection: Connection) -> float | None:
         """Return the time by the database's clock, in seconds since the epoch; None if it has no clock of its own."""

@@ -141,7 +141,7 @@ class PostgresDatabase:
 
     @contextmanager
     def write_job(self) -> Iterator[Connection]:
-        """Write rows of jobs that were read `FOR UPDATE`, without the catalogue's lock; raise what `write` raises."""
+        """Write rows that are locked one by one, without the catalogue's lock; raise what `write` raises."""
         with self._transaction(_WRITE_JOB) as connection:
             yield connection
 
