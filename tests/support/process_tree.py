@@ -2,9 +2,10 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -86,6 +87,24 @@ def is_running(process: Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def suspend_without_lock(processes: Sequence[Process], data_dir: Path) -> None:
+    """Stop processes at a moment without a transaction: the lock of its catalogue would hold everybody up."""
+
+    def suspend() -> bool:
+        for process in processes:
+            process.suspend()
+        try:
+            with closing(sqlite3.connect(data_dir / "catalog.sqlite3", timeout=0)) as connection:
+                connection.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            for process in processes:
+                process.resume()
+            return False
+        return True
+
+    eventually(suspend, what="a moment without a lock")
 
 
 @contextmanager

@@ -73,7 +73,6 @@ def _check_files(service: ServiceProcess) -> None:
     # Jobs run already, and a blob is there a moment before its row: what a crash left would stay.
     eventually(
         lambda: stored_files(service.data_dir) <= referenced_files(service.data_dir),
-        seconds=10,
         what="the removal of what nobody refers to",
     )
     if database_url(service.data_dir) is None:

@@ -86,4 +86,4 @@ def _terminate(service: ServiceProcess, ledger: Ledger, draw: random.Random, cou
         counts["terminations"] += 1
     finally:
         load.end()
-    eventually(lambda: all_gone(processes), seconds=10, what="the end of every process")
+    eventually(lambda: all_gone(processes), what="the end of every process")

@@ -220,7 +220,7 @@ def test_a_collector_in_trouble_holds_up_neither_answers_nor_the_end(
             tmp_path / "data", base="random:3,2,7", traces=True, trainers=0, shutdown_grace_seconds=6
         ) as service:
             for _ in range(20):
-                answer = service.client.post("/predict", json={"adapter": None, "inputs": ROWS}, timeout=5)
+                answer = service.client.post("/predict", json={"adapter": None, "inputs": ROWS})
                 assert answer.status_code == 200
             line_of(service.log, answer.headers["x-request-id"])
             begun = time.monotonic()

@@ -17,7 +17,7 @@ PREDICT = {"adapter": None, "inputs": [[0.0] * 10]}
 
 
 def test_a_service_answers_while_it_drains_and_then_ends(tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"base": "random:10,2,42", "trainers": 0, "workers": 2, "drain_seconds": scaled(3)}
+    settings: dict[str, Any] = {"base": "random:10,2,42", "trainers": 0, "workers": 2, "drain_seconds": scaled(5)}
     with ServiceProcess(tmp_path / "data", shutdown_grace_seconds=scaled(20), **settings) as service:
         kept = [service.connect() for _ in range(8)]
         for client in kept:

@@ -122,7 +122,7 @@ def test_a_trainer_or_a_fit_that_stays_stopped_is_killed_and_the_job_goes_on(tmp
         # Not one stop after another: the time begins anew.
         for _ in range(3):
             with suspended(fit):
-                time.sleep(1.5)
+                time.sleep(1.2)
             time.sleep(2)
         assert the(leader, FIT) == fit
 

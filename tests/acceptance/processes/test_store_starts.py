@@ -97,7 +97,7 @@ def _accepting(folder: Path) -> Iterator[httpx.Client]:
             yield client
     finally:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(scaled(60)) == 0
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,9 @@
 What it still does reaches neither the catalogue nor the checkpoint of the one that has its job now.
 """
 
-import sqlite3
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -22,11 +21,11 @@ from tests.support.long_jobs import submit, versions
 from tests.support.process_tree import (
     FIT,
     LEASE_SECONDS,
-    Process,
     TrainerProcess,
     children,
     is_running,
     session_of,
+    suspend_without_lock,
     suspended,
     the,
 )
@@ -67,25 +66,11 @@ def _standing_still(trainer: TrainerProcess, service: ServiceProcess) -> Iterato
     """The trainer and its fit."""
     members = session_of(trainer.process.pid)
     try:
-        eventually(lambda: _suspend(members, service), what="a moment without a lock")
+        suspend_without_lock(members, service.data_dir)
         yield
     finally:
         for process in members:
             process.resume()
-
-
-def _suspend(processes: Sequence[Process], service: ServiceProcess) -> bool:
-    """Whether they stand still now. Not where that was inside a transaction: its lock would hold everybody up."""
-    for process in processes:
-        process.suspend()
-    try:
-        with closing(sqlite3.connect(service.data_dir / "catalog.sqlite3", timeout=0)) as connection:
-            connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError:
-        for process in processes:
-            process.resume()
-        return False
-    return True
 
 
 @pytest.fixture(scope="module")
