@@ -68,10 +68,18 @@ class FleetSource:
         order_N = torch.argsort(data.groups_N, stable=True)
         self._rows = order_N.split(torch.bincount(data.groups_N).tolist())
 
-    def share(self, base: BaseLayer, spec: TrainingSpec, share: tuple[int, int]) -> Iterator[list[int]]:
-        """Yield the stacks of one of several shares, `(share, shares)`: each has small and large groups."""
+    def share(
+        self, base: BaseLayer, spec: TrainingSpec, share: tuple[int, int], *, rows: range | None = None
+    ) -> Iterator[list[int]]:
+        """Yield the stacks of one of several shares, `(share, shares)`: each has small and large groups.
+
+        rows: of a copy in the order of `stacks`, the share is the stacks that begin with one of these rows.
+        """
+        stacks = self.stacks(base, spec)
+        if rows is not None:
+            return (stack for stack in stacks if int(self._rows[stack[0]][0]) in rows)
         first, shares = share
-        return islice(self.stacks(base, spec), first, None, shares)
+        return islice(stacks, first, None, shares)
 
     def stacks(self, base: BaseLayer, spec: TrainingSpec) -> Iterator[list[int]]:
         """Yield the positions of groups of one shape, as many as are fast together, from the smallest groups on."""
@@ -130,18 +138,19 @@ def fit_fleet(
     live: Mapping[int, LiveVersion] = NO_VERSIONS,
     progress: Progress = lambda _step, _loss: None,
     share: tuple[int, int] = (0, 1),
+    rows: range | None = None,
 ) -> Iterator[list[Outcome]]:
     """Train an adapter for each code of `data.groups_N` as `fit` would on the rows of the group; yield stack by stack.
 
     Stacks in which every position is in `done` are passed over. live: the versions to compare with, by code. share: the
-    share of the stacks, and the number of shares.
+    share of the stacks, and the number of shares; see `FleetSource.share` for `rows`.
     """
     source, of_base = FleetSource(data), base_matching(base, labels, spec)
-    for positions in source.share(base, spec, share):
+    for positions in source.share(base, spec, share, rows=rows):
         if all(position in done for position in positions):
             continue
-        table, rows = source.read(positions)
-        split_groups, outcomes = _split_groups(table, spec, dict(zip(positions, rows, strict=True)))
+        table, rows_of_group = source.read(positions)
+        split_groups, outcomes = _split_groups(table, spec, dict(zip(positions, rows_of_group, strict=True)))
         # A hash may hold rows of some groups out, and none of others.
         for holds_out in (True, False):
             groups = [group for group in split_groups if (group.held_K is not None) == holds_out]

@@ -48,7 +48,7 @@ class Scratch:
         size: the `scratch_bytes` of the job's estimate.
         memory_bytes: memory that sorting may use, beside about 40 bytes for each row.
         """
-        with _storage_full():
+        with storage_full():
             folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._bucket_bytes = min(_MAX_BUCKET_BYTES, max(_MIN_BUCKET_BYTES, memory_bytes // 4))
@@ -70,17 +70,17 @@ class Scratch:
             mapping, content = map_file(file)
         entries, buckets = read_entries(content), 0
         groups_N = content[entries["groups_N"].begin : entries["groups_N"].end].view(np.int64)
-        order_N = _group_order(groups_N)
+        order_N = group_order(groups_N)
         place_N = np.empty_like(order_N)
         place_N[order_N] = np.arange(len(order_N))
         with self._file() as sorted_file:
             fd = sorted_file.fileno()
             _reserve(fd, len(content))
-            _write(fd, content[: min(entry.begin for entry in entries.values())], 0)
+            write(fd, content[: min(entry.begin for entry in entries.values())], 0)
             for name, entry in entries.items():
                 of_tensor = content[entry.begin : entry.end]
                 if name not in ROW_TENSORS:
-                    _write(fd, of_tensor, entry.begin)
+                    write(fd, of_tensor, entry.begin)
                     continue
                 source_NB = of_tensor.reshape(len(order_N), -1)
                 parts = self._parts_of(source_NB, mapping)
@@ -99,7 +99,7 @@ class Scratch:
         return partial(self._kept.__getitem__, number)
 
     def _file(self) -> Any:
-        with _storage_full():
+        with storage_full():
             return tempfile.TemporaryFile(dir=self._folder, buffering=0)
 
     def _permute(
@@ -121,7 +121,7 @@ class Scratch:
             bucket_of_K = place_N[begin : begin + K] // K
             moved_KB, first = part_KB[np.argsort(bucket_of_K, kind="stable")], 0
             for bucket, count in zip(*np.unique(bucket_of_K, return_counts=True), strict=True):
-                _write(target.fd, moved_KB[first : first + count], target.begin + int(bucket * K + filled[bucket]) * B)
+                write(target.fd, moved_KB[first : first + count], target.begin + int(bucket * K + filled[bucket]) * B)
                 filled[bucket] += count
                 first += count
             begin += K
@@ -129,7 +129,7 @@ class Scratch:
             order_K, offset = order_N[begin : begin + K], target.begin + begin * B
             # In the order of the source: the rank of a row's number there is its position in the bucket.
             gathered_KB = _read(target.fd, len(order_K) * B, offset).reshape(-1, B)
-            _write(target.fd, gathered_KB[np.argsort(np.argsort(order_K))], offset)
+            write(target.fd, gathered_KB[np.argsort(np.argsort(order_K))], offset)
         return len(filled)
 
     def _parts_of(self, source_NB: Bytes, mapping: mmap.mmap) -> Iterator[Bytes]:
@@ -184,7 +184,7 @@ class ScratchList(Sequence[T], Generic[T]):
                 continue
             tensors[name] = (value.dtype, value.shape, self._end - begin)
             content = np.ascontiguousarray(value.numpy()).reshape(-1).view(np.uint8)
-            _write(self._fd, content, self._end)
+            write(self._fd, content, self._end)
             self._end += -(-len(content) // _ALIGNMENT) * _ALIGNMENT
         # The last tensor may end before a multiple of the alignment.
         os.truncate(self._fd, self._end)
@@ -222,7 +222,7 @@ class ScratchList(Sequence[T], Generic[T]):
         return tensors
 
 
-def _group_order(groups_N: NDArray[np.int64]) -> NDArray[np.int64]:
+def group_order(groups_N: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the numbers of the rows, ordered by size of the group, by group, and by number, (N,) int64."""
     sizes_G = np.bincount(groups_N)
     rank_G = np.empty_like(sizes_G)
@@ -232,17 +232,17 @@ def _group_order(groups_N: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _reserve(fd: int, size: int) -> None:
     """Give a file its size, and the disk space for it; raise `StorageFull`."""
-    with _storage_full():
+    with storage_full():
         if sys.platform == "darwin":
             os.truncate(fd, size)
         else:
             os.posix_fallocate(fd, 0, size)
 
 
-def _write(fd: int, content: Bytes, offset: int) -> None:
+def write(fd: int, content: Bytes, offset: int) -> None:
     """Write bytes at an offset; raise `StorageFull`."""
     view = np.ascontiguousarray(content).reshape(-1).data
-    with _storage_full():
+    with storage_full():
         while len(view):
             written = os.pwrite(fd, view, offset)
             view, offset = view[written:], offset + written
@@ -258,7 +258,7 @@ def _read(fd: int, size: int, offset: int) -> Bytes:
 
 
 @contextmanager
-def _storage_full() -> Iterator[None]:
+def storage_full() -> Iterator[None]:
     """Raise `StorageFull` in place of an error of the system that means a full disk."""
     try:
         yield

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from adapters.training.execution.fit_client import ChildFitter, Done, Failed, FitRequest, FitterDied, Frame
+from adapters.training.execution.fit_client import ChildFitter, Done, Failed, FitRequest, FitterDied, Frame, ShareRows
 from app.bootstrap import open_child_fitter
 from app.settings import Settings
 
@@ -34,11 +34,11 @@ class _ReusedFitter(ChildFitter):
             raise
         return self._is_idle
 
-    def begin(self, request: FitRequest, *, checkpoint: Path = Path()) -> None:
+    def begin(self, request: FitRequest, *, checkpoint: Path = Path(), rows: ShareRows | None = None) -> None:
         while not self.is_ready(1.0):
             pass
         self._is_idle = False
-        self._fitter.begin(request, checkpoint=checkpoint)
+        self._fitter.begin(request, checkpoint=checkpoint, rows=rows)
 
     def next_frame(self, seconds: float) -> Frame | None:
         frame = self._fitter.next_frame(seconds)

@@ -45,6 +45,7 @@ from adapters.training.execution.fit_client import (
     Note,
     Outcomes,
     Progress,
+    ShareRows,
     StoredVersion,
     Trained,
     is_allocation_failure,
@@ -124,6 +125,7 @@ class _Fit:
         self._blobs, self._scratch_folder, self._memory_bytes = location.open(), location.folder / SCRATCH, memory_bytes
         self._scratch: Scratch | None = None
         self._checkpoint = Path(message["checkpoint"])
+        self._share = None if message["rows"] is None else ShareRows(*message["rows"])
         self._latest = Progress()
         self._epochs = Epochs() if self._request.times_epochs else None
         self._reported_at = time.monotonic()
@@ -172,6 +174,12 @@ class _Fit:
 
     def _open_data(self) -> TrainingData:
         """Open the job's data; raise `FitFailed` if they are missing, as after some restores."""
+        if self._share is not None:
+            _set_mapped_from(_LEAST_MAPPED_BYTES)
+            path = Path(self._share.path)
+            with path.open("rb") as file:
+                path.unlink()
+                return TrainingData.of_file(file, releases=True)
         try:
             path = self._blobs.local(self._request.data)
         except BlobCorrupt as error:
@@ -192,12 +200,16 @@ class _Fit:
         self._send(Note(text=f"the rows do not fit in memory, and were sorted by group on disk ({took})"))
         return data
 
+    def _rows(self) -> range | None:
+        """Return the rows with which the stacks of the share begin, if the rows were sorted elsewhere."""
+        return None if self._share is None else range(self._share.begin, self._share.end)
+
     def _read_live(self, data: TrainingData) -> dict[int, LiveVersion]:
         """Read the live versions to compare with, by the position of the adapter."""
         request, versions = self._request, {}
         positions: Iterable[int] = request.live
         if request.live and request.share != (0, 1):
-            stacks = FleetSource(data).share(self._base, request.job.spec, request.share)
+            stacks = FleetSource(data).share(self._base, request.job.spec, request.share, rows=self._rows())
             positions = request.live.keys() & chain.from_iterable(stacks)
         for position in positions:
             stored = request.live[position]
@@ -256,7 +268,7 @@ class _Fit:
             arguments |= {"wants_prior": request.wants_prior, "scratch": self._scratch}
             stacks = fit_fleet_auto(self._base, data, spec, **arguments)
         else:
-            stacks = fit_fleet(self._base, data, spec, share=request.share, **arguments)
+            stacks = fit_fleet(self._base, data, spec, share=request.share, rows=self._rows(), **arguments)
         for outcomes in stacks:
             finished += len(outcomes)
             self._send(_stack_frame(outcomes))

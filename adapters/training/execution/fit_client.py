@@ -229,6 +229,16 @@ class FitRequest:
         return cls(**{**values, "job": job, "done": done, "live": live, "compared": compared, "share": share})
 
 
+class ShareRows(NamedTuple):
+    """File with the rows of a share of a fleet, in the order of the groups."""
+
+    path: str
+    begin: int
+    """Place of the first row of its first stack."""
+    end: int
+    """Place after the last row with which a stack of it may begin."""
+
+
 @dataclass(eq=False)
 class FitterDied(Exception):
     """The child process ended, or was killed, before it had answered."""
@@ -323,14 +333,15 @@ class ChildFitter:
             self._ready = True
         return self._ready
 
-    def begin(self, request: FitRequest, *, checkpoint: Path = Path()) -> None:
+    def begin(self, request: FitRequest, *, checkpoint: Path = Path(), rows: ShareRows | None = None) -> None:
         """Start a fit as soon as the process is ready; its frames come from `next_frame`.
 
-        checkpoint: the file of its checkpoints. Raises `FitterDied`.
+        checkpoint: the file of its checkpoints. rows: those of a share of a fleet, if they were sorted elsewhere; the
+        process deletes the file. Raises `FitterDied`.
         """
         while not self.is_ready(1.0):
             pass
-        places = {"blobs": self.blobs.to_json(), "checkpoint": str(checkpoint)}
+        places = {"blobs": self.blobs.to_json(), "checkpoint": str(checkpoint), "rows": rows}
         self._send(json.dumps({"request": request.to_json(), **places}))
 
     def next_frame(self, seconds: float) -> Frame | None:

@@ -4,25 +4,29 @@ Whatever runs tasks on nodes calls `run_fit`, which imports no library of a clus
 blobs, and has no path of the trainer's machine, except for the folder of blobs that all nodes share without a bucket.
 """
 
+import fcntl
 import io
 import json
 import logging
 import math
 import os
+import shutil
 import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
+from adapters.errors import LoraplexError
 from adapters.storage.blob_location import BlobLocation
-from adapters.training.execution.fit_client import ChildFitter, Done, Failed, FitRequest, FitterDied, Frame
+from adapters.training.execution.fit_client import ChildFitter, Done, Failed, FitRequest, FitterDied, Frame, ShareRows
 
 # Interval of the items that show that a fit without frames runs, and of the checks for a new checkpoint.
 _SECONDS_BETWEEN_ITEMS = 1.0
+_FIT_FOLDER = "loraplex-fit-"
 
 
 class ItemKind(StrEnum):
@@ -42,6 +46,8 @@ class ItemKind(StrEnum):
 
 # Callback that sends an item, and returns when there is room for the next one.
 Send = Callable[[ItemKind, bytes], None]
+# Callback that writes the rows of a share to a new file.
+WriteRows = Callable[[Path], ShareRows]
 OUT_OF_MEMORY = b"out_of_memory"
 
 
@@ -66,15 +72,19 @@ class FitProcess:
         values = json.loads(text)
         return cls(**{**values, "blobs": BlobLocation.from_json(values["blobs"])})
 
+    def blobs_here(self) -> BlobLocation:
+        """Return the location of the blobs for this node, which may have copies of those in a bucket."""
+        if self.blobs.url is None:
+            return self.blobs
+        blobs = replace(self.blobs, folder=_node_folder())
+        blobs.open().create_folder()
+        return blobs
+
     def open(self) -> ChildFitter:
         """Return the client of the process, which is not started yet."""
-        blobs = self.blobs
-        if blobs.url is not None:
-            blobs = replace(blobs, folder=_node_folder())
-            blobs.open().create_folder()
         return ChildFitter(
             self.base,
-            blobs=blobs,
+            blobs=self.blobs_here(),
             threads=self.threads,
             memory_bytes=self.memory_bytes,
             stopped_seconds=self.stopped_seconds,
@@ -86,24 +96,27 @@ _KEPT: dict[str, ChildFitter] = {}
 
 
 def run_fit(
-    process: str, request: bytes, *, share: tuple[int, int], done: Sequence[int], checkpoint: bytes | None, send: Send
-) -> None:
+    process: str, request: bytes, *, share: tuple[int, int], done: Sequence[int], checkpoint: bytes | None, send: Send,
+    write_rows: WriteRows | None = None,
+) -> None:  # fmt: skip
     """Run the fit of a request, or a share of a fleet's stacks, and send what comes from it, until it has ended.
 
     process: `FitProcess.to_json`. request: `FitRequest.to_json`, as JSON. done: positions of a fleet that an earlier
-    task for this share has fitted. checkpoint: the checkpoint that the fit continues from.
+    task for this share has fitted. checkpoint: the checkpoint that the fit continues from. write_rows: how to get the
+    rows of the share, if they were sorted for all of them.
     """
     fit = FitRequest.from_json(json.loads(request))
     fit = replace(fit, share=share, done=(*fit.done, *done))
-    with tempfile.TemporaryDirectory(prefix="loraplex-fit-") as folder, _log_lines() as lines:
-        file = _CheckpointFile(Path(folder) / "checkpoint.safetensors", checkpoint)
+    with _fit_folder() as folder, _log_lines() as lines:
+        file = _CheckpointFile(folder / "checkpoint.safetensors", checkpoint)
         fitter = _kept_fitter(process)
         try:
             # Its start may take longer than a task may be silent.
             send(ItemKind.ALIVE, b"")
             while not fitter.is_ready(_SECONDS_BETWEEN_ITEMS):
                 send(ItemKind.ALIVE, b"")
-            fitter.begin(fit, checkpoint=file.path)
+            rows = {} if write_rows is None else {"rows": write_rows(folder / "rows")}
+            fitter.begin(fit, checkpoint=file.path, **rows)
             frame = None
             while not isinstance(frame, Done | Failed):
                 frame = fitter.next_frame(_SECONDS_BETWEEN_ITEMS)
@@ -115,6 +128,8 @@ def run_fit(
             fitter.kill()
             lines.send(send)
             send(ItemKind.DIED, OUT_OF_MEMORY if death.out_of_memory else b"")
+        except LoraplexError as error:
+            send(ItemKind.FRAME, frame_to_bytes(Failed(error=error.members())))
         except BaseException:
             fitter.kill()
             raise
@@ -189,6 +204,49 @@ def _node_folder() -> Path:
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
         raise PermissionError(f"{folder} belongs to another user")
     return folder
+
+
+@contextmanager
+def _fit_folder() -> Iterator[Path]:
+    """Yield a temporary folder, and remove it; remove those of tasks that were killed, too.
+
+    A folder belongs to the process that has it locked: numbers of processes may be those of another container.
+    """
+    for abandoned in Path(tempfile.gettempdir()).glob(f"{_FIT_FOLDER}*"):
+        # It is of another user or of a running task, or another task has just removed it.
+        with suppress(OSError):
+            lock = _lock(abandoned, fcntl.LOCK_NB)
+            shutil.rmtree(abandoned, ignore_errors=True)
+            os.close(lock)
+    folder, lock = _new_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _new_folder() -> tuple[Path, int]:
+    """Return a new folder and its lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_FIT_FOLDER))
+        # Another task may remove it before it is locked.
+        with suppress(FileNotFoundError):
+            lock = _lock(folder)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _lock(folder: Path, how: int = 0) -> int:
+    """Lock a folder until the descriptor that this returns is closed."""
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | how)
+    except OSError:
+        os.close(number)
+        raise
+    return number
 
 
 @contextmanager

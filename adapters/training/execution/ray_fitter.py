@@ -18,13 +18,27 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import pyarrow as pa
 import ray
 from ray.exceptions import OutOfMemoryError, RayError
 
-from adapters.training.execution.fit_client import Done, Failed, FitRequest, FitterDied, Frame, Note, Outcomes, Progress
+from adapters.errors import LoraplexError
+from adapters.training.execution.fit_client import (
+    Done,
+    Failed,
+    FitRequest,
+    FitterDied,
+    Frame,
+    Note,
+    Outcomes,
+    Progress,
+    ShareRows,
+)
 from adapters.training.execution.fit_task import (
     OUT_OF_MEMORY,
     FitProcess,
@@ -34,6 +48,7 @@ from adapters.training.execution.fit_task import (
     write_checkpoint,
 )
 from adapters.training.execution.mailbox import Item, Mailbox
+from adapters.training.sorted_rows import RowTable
 
 _POLL_SECONDS = 0.5
 _SECONDS_BEFORE_NOTE = 10.0
@@ -48,16 +63,80 @@ _HEAD = {"node:__internal_head__": 0.001}
 log = logging.getLogger(__name__)
 
 
+class _SortedShare(NamedTuple):
+    """Sorted rows that a share of a fleet reads."""
+
+    begin: int
+    """Place of the first row of its first stack."""
+    end: int
+    """Place after the last row with which a stack of it may begin."""
+    blocks: list[tuple[int, Any]]
+    """Place of the first row of each block, and the reference to it."""
+
+
+class RowSorter:
+    """Actor that sorts the rows of a fleet by group with Ray Data, and owns the sorted blocks.
+
+    Blocks that exceed the object stores of the nodes are on the disks of the nodes. Ray Data does not work through Ray
+    Client, which is why it runs in an actor.
+    """
+
+    def sort(self, process: str, request: bytes, shares: int) -> list[_SortedShare]:
+        """Return the blocks of each share."""
+        import ray.data
+
+        table, context = _row_table(process, request), ray.data.DataContext.get_current()
+        context.enable_progress_bars, context.execution_options.preserve_order = False, True
+        # Each block stays one, so that its number says which rows are in it.
+        context.target_max_block_size = None
+        rows, places_N, K = np.arange(table.rows), table.places(), table.block_rows
+        firsts = range(0, table.rows, K)
+        unsorted = [
+            pa.table({"row": rows[first : first + K], "place": places_N[first : first + K]}) for first in firsts
+        ]
+        read = partial(_read_block, process=process, request=request)
+        dataset = ray.data.from_arrow(unsorted).map_batches(read, batch_format="pyarrow", batch_size=None)
+        dataset = dataset.sort("place", boundaries=[*firsts[1:]]).materialize()
+        refs = [block.ref for bundle in dataset.iter_internal_ref_bundles() for block in bundle.blocks]
+        blocks = [*zip(firsts, refs, strict=True)]
+        return [
+            _SortedShare(begin, end, blocks[begin // K : -(-table.last_row(end) // K)])
+            for begin, end in table.shares(shares)
+        ]
+
+
+def _row_table(process: str, request: bytes) -> RowTable:
+    blobs = FitProcess.from_json(process).blobs_here().open()
+    return RowTable(blobs, FitRequest.from_json(json.loads(request)).data)
+
+
+def _read_block(block: pa.Table, *, process: str, request: bytes) -> pa.Table:
+    """Return the rows of a block by their numbers, which are consecutive, with the place of each."""
+    first, last = block["row"][0].as_py(), block["row"][-1].as_py()
+    return _row_table(process, request).read(first, last + 1).append_column("place", block["place"])
+
+
 def run_task(
     mailbox: Any, number: int, process: str, request: bytes, share: tuple[int, int], done: Sequence[int],
-    checkpoint: bytes | None,
+    checkpoint: bytes | None, shares: list[_SortedShare] | None,
 ) -> None:  # fmt: skip
-    """Run a task on a node. number: that of the request; the other arguments are those of `run_fit`."""
+    """Run a task on a node.
+
+    number: that of the request. shares: the rows of all shares, if they were sorted. The other arguments are those of
+    `run_fit`.
+    """
 
     def send(kind: ItemKind, content: bytes) -> None:
         ray.get(mailbox.put.remote(Item(number, share[0], kind, content)))
 
-    run_fit(process, request, share=share, done=done, checkpoint=checkpoint, send=send)
+    def write_rows(path: Path) -> ShareRows:
+        assert shares is not None
+        begin, end, blocks = shares[share[0]]
+        _row_table(process, request).write_share(path, ((first, ray.get(block)) for first, block in blocks))
+        return ShareRows(str(path), begin, end)
+
+    writing = None if shares is None else write_rows
+    run_fit(process, request, share=share, done=done, checkpoint=checkpoint, send=send, write_rows=writing)
 
 
 @dataclass(slots=True, eq=False)
@@ -144,6 +223,8 @@ class RayFitter:
         self._polled_at = self._received_at = self._began_at = 0.0
         self._number = 0
         self._request: Any = None
+        self._sorter: Any = None
+        self._sorted: Any = None
         self._task: Any = None
         self._checkpoint = Path()
         self._shares: list[_Share] = []
@@ -177,6 +258,11 @@ class RayFitter:
         try:
             self._request = ray.put(json.dumps(request.to_json()).encode())
             self._shares = [_Share(number) for number in range(_count_shares(request))]
+            self._sorted = None
+            if request.job.scratch_bytes and not request.job.spec.candidates:
+                self._sorter = ray.remote(num_cpus=0, max_restarts=0)(RowSorter).options(resources=_HEAD).remote()
+                self._sorted = self._sorter.sort.remote(self._process.to_json(), self._request, len(self._shares))
+                self._frames.append(Note(text="the rows do not fit in memory, and are sorted by group with Ray Data"))
             for share in self._shares:
                 self._submit(share)
             if not _is_feasible(options):
@@ -209,6 +295,7 @@ class RayFitter:
 
     def _cancel(self) -> None:
         shares, self._shares, self._request = self._shares, [], None
+        self._free_rows()
         # What cancelled tasks still send to the mailbox has the old number, and is dropped.
         self._number += 1
         for share in shares:
@@ -217,9 +304,17 @@ class RayFitter:
                 with suppress(Exception):
                     ray.cancel(share.task, force=True, recursive=False)
 
+    def _free_rows(self) -> None:
+        """End the actor with the sorted rows, if there is one."""
+        sorter, self._sorter, self._sorted = self._sorter, None, None
+        if sorter is not None:
+            with suppress(Exception):
+                ray.kill(sorter)
+
     def close(self) -> None:
         """Leave the cluster, and end one of this machine."""
         connection, self._connection, self._mailbox, self._poll, self._request = self._connection, *[None] * 4
+        self._sorter = self._sorted = None
         self._shares = []
         if connection is not None:
             connection.close()
@@ -239,7 +334,7 @@ class RayFitter:
         checkpoint = self._checkpoint.read_bytes() if self._checkpoint.is_file() else None
         share.task = self._task.remote(
             self._mailbox, self._number, self._process.to_json(), self._request, (share.number, len(self._shares)),
-            share.fitted, checkpoint,
+            share.fitted, checkpoint, self._sorted,
         )  # fmt: skip
 
     def _receive(self, seconds: float) -> None:
@@ -286,6 +381,7 @@ class RayFitter:
             if not all(other.is_done for other in self._shares):
                 return
             self._shares, self._request = [], None
+            self._free_rows()
         elif isinstance(frame, Outcomes):
             positions = [trained.position for trained in frame.trained] + [position for position, _ in frame.failed]
             if not set(positions).isdisjoint(share.fitted):
@@ -305,6 +401,10 @@ class RayFitter:
                 continue
             # Only a poll that began after the end has taken all that the task had put into the mailbox.
             if share.error is not None and share.ended_at < self._polled_at:
+                cause = getattr(share.error, "cause", None)
+                if isinstance(cause, LoraplexError):
+                    self._accept_frame(share, Failed(error=cause.members()))
+                    return
                 out_of_memory = isinstance(share.error, OutOfMemoryError)
                 self._replace_task(share, str(share.error), out_of_memory=out_of_memory)
             is_silent = share.heard_at is not None and now - share.heard_at > self._process.stopped_seconds
@@ -338,8 +438,7 @@ def _restore_signal_handlers() -> None:
 def _count_shares(request: FitRequest) -> int:
     """Return the number of tasks: 1 unless it is a fleet whose stacks do not depend on each other."""
     job = request.job
-    # Each task of a fleet that does not fit in memory would sort all rows.
-    if not job.is_fleet or job.spec.candidates or job.scratch_bytes:
+    if not job.is_fleet or job.spec.candidates:
         return 1
     cores = int(ray.cluster_resources().get("CPU", 1))
     return max(1, min(_SHARES_PER_CORE * cores, job.positions - len(request.done)))

@@ -3,9 +3,12 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,14 @@ import numpy as np
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from adapters.lora.base_layer import load_base_layer
+from adapters.storage.blob_location import BlobLocation
+from adapters.storage.blobs import BLOBS
+from adapters.training.data_file import Column, write_data_file
+from adapters.training.execution.fit_client import FitRequest
+from adapters.training.execution.fit_task import FitProcess
+from adapters.training.settings import TrainingSpec
+from tests.support.catalog_factories import training_job
 from tests.support.long_jobs import submit_endless, versions, wait_until_it_steps
 from tests.support.object_server import new_url, object_server
 from tests.support.process_tree import FIT, Process, TrainerProcess, is_running
@@ -28,6 +39,8 @@ GROUPS = 24
 WIDTH = 2000
 """Of a base layer for which a closed form needs more than `LITTLE`."""
 LITTLE = 2**29
+SORTED_ROWS, SORTED_WIDTH = 40_000, 256
+"""Three blocks of Ray Data."""
 SETTINGS: dict[str, Any] = {"base": "random:5,3,1", "lease_seconds": LEASE_SECONDS, "trainers": 0}
 
 
@@ -219,6 +232,57 @@ def test_nodes_read_a_bucket_and_a_fit_without_memory_fails_alone(
         assert (large["status"], large["error"]["code"], large["attempt"]) == ("failed", "out_of_memory", 1)
         small = train(service.client, name="small", rank=2, data=data, training={"epochs": 2})
         assert (small["status"], small["attempt"]) == ("succeeded", 1)
+
+
+def test_a_fleet_larger_than_memory_is_sorted_by_ray_data(cluster: RayCluster, tmp_path: Path) -> None:
+    process = FitProcess(
+        base={"source": f"random:{SORTED_WIDTH},2,1"},
+        blobs=BlobLocation(folder=tmp_path),
+        threads=1,
+        memory_bytes=2**30,
+        stopped_seconds=60.0,
+    )
+    rng, blob = np.random.default_rng(3), "0" * 32
+    inputs_NI = rng.standard_normal((SORTED_ROWS, SORTED_WIDTH), dtype=np.float32)
+    columns: dict[str, np.ndarray] = {
+        "inputs_NI": inputs_NI,
+        "targets": inputs_NI[:, :2] * 2,
+        "key_N": rng.integers(2**62, size=SORTED_ROWS),
+        "groups_N": (GROUPS * rng.random(SORTED_ROWS) ** 2).astype(np.int64),
+    }
+    (tmp_path / BLOBS).mkdir()
+    with (tmp_path / BLOBS / blob).open("wb") as file:
+        write_data_file({name: Column.of(array) for name, array in columns.items()}, file)
+    job = replace(
+        training_job(),
+        spec=TrainingSpec(rank=2, alpha=2.0, max_steps=5, batch_size=16),
+        is_fleet=True,
+        adapters=GROUPS,
+        positions=GROUPS,
+        memory_bytes=2**29,
+        scratch_bytes=2**20,
+    )
+    fingerprint = load_base_layer(**process.base).fingerprint
+    request = FitRequest(job=job, base=fingerprint, feature_space=None, data=blob)
+    (tmp_path / "process.json").write_text(process.to_json())
+    (tmp_path / "request.json").write_text(json.dumps(request.to_json()))
+
+    def fit(address: str) -> tuple[dict[str, Any], str]:
+        command = [sys.executable, "-m", "tests.support.ray_fit", address, str(tmp_path)]
+        environment = os.environ | cluster.environment
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout), ended.stderr
+
+    local, notes = fit("")
+    assert "sorted by group on disk" in notes
+    assert sorted(map(int, local["digests"])) == [*range(GROUPS)]
+    on_ray, notes = fit(cluster.address)
+    assert "sorted by group with Ray Data" in notes
+    assert on_ray == local
+    (tmp_path / BLOBS / blob).unlink()
+    missing, _ = fit(cluster.address)
+    assert missing["error"]["code"] == "fit_failed"
 
 
 def test_a_trainer_starts_a_cluster_of_its_own_and_leaves_nothing_behind(

@@ -23,6 +23,7 @@ def test_a_file_that_the_cache_evicts_during_the_sort_is_no_error(
     notes: list[str] = []
     fit._blobs = SimpleNamespace(local=lambda _: path)
     fit._request = SimpleNamespace(data="blob", job=SimpleNamespace(scratch_bytes=10))
+    fit._share = None
     fit._scratch_folder, fit._memory_bytes = tmp_path, 2**30
     fit._send = lambda note: notes.append(note.text)
     monkeypatch.setattr(fit_child, "Scratch", lambda *_, **__: SimpleNamespace(sort_by_group=sort_by_group))

@@ -2,7 +2,12 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -115,6 +120,22 @@ def test_a_task_that_cannot_send_ends_the_process() -> None:
     with pytest.raises(ConnectionError):
         run_fit(PROCESS.to_json(), request, share=(0, 1), done=[], checkpoint=None, send=refuse)
     assert fitter.kills == 1
+
+
+def test_folders_of_tasks_that_were_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = "from adapters.training.execution import fit_task; print(fit_task._new_folder()[0]); input()"
+    python = partial(subprocess.Popen, [sys.executable, "-c", code], text=True, stdin=subprocess.PIPE)
+    with python(stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)}) as running:
+        assert running.stdout is not None
+        folder = Path(running.stdout.readline().strip())
+        (folder / "rows").write_text("large")
+        _run(_PlayedFitter([Done(metrics={})]))
+        assert [*tmp_path.iterdir()] == [folder]
+        running.kill()
+        running.wait()
+        _run(_PlayedFitter([Done(metrics={})]))
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_the_process_of_another_configuration_ends() -> None:

@@ -39,7 +39,7 @@ class _Task:
     """A task that was submitted, with its arguments."""
 
     def __init__(self, arguments: Sequence[Any]) -> None:
-        _, self.number, _, self.request, self.share, done, self.checkpoint = arguments
+        _, self.number, _, self.request, self.share, done, self.checkpoint, self.shares = arguments
         self.done = [*done]
         self.has_ended = self.is_cancelled = False
         self.error: Exception | None = None
