@@ -46,7 +46,7 @@ TRAININGS = {
 # Its fits take longer than publishing them, so that a node that is killed half-way has something left to fit.
 JOB_STEPS = 500
 JOB_TRAINING = {"method": "adamw", "epochs": JOB_STEPS, "batch_size": None, "learning_rate": 0.01}
-_FITS = 4_000
+_FITS = 20_000
 """Groups that are fitted without publishing."""
 _MEMORY_BYTES = 4 * 2**30
 _LEASE_SECONDS = 15.0
@@ -80,8 +80,9 @@ def main() -> None:
         jobs = _measure_jobs(server, folder / "store", cluster, options.groups)
         overheads: list[tuple[str, str, str, str]] = []
         _write_page(options.groups, options.rounds, jobs, overheads)
+        fitters = stack.enter_context(_open_fitters(folder / "store", cluster))
         for name in TRAININGS:
-            overheads += _measure_fits(server, folder / "store", cluster, name, options.rounds)
+            overheads += _measure_fits(server, folder / "store", cluster, name, options.rounds, fitters)
             _write_page(options.groups, options.rounds, jobs, overheads)
 
 
@@ -107,10 +108,9 @@ def _write_page(
     (ROOT / "benchmarks" / "RAY.md").write_text("\n\n".join([*parts, table(["", ""], facts.items())]) + "\n")
 
 
-def _measure_fits(
-    server: Server, store: Path, cluster: RayCluster, name: str, rounds_in_all: int
-) -> Iterator[tuple[str, str, str, str]]:
-    """Yield the lines of wall time and CPU time of one kind of training."""
+@contextmanager
+def _open_fitters(store: Path, cluster: RayCluster) -> Iterator[dict[str, Fitter]]:
+    """Yield the two fitters. One connection to the cluster serves all trainings, as it does in a trainer."""
     # Not at the top: ray reads the variables of the cluster's token when it is imported.
     from adapters.training.execution.ray_fitter import RayFitter
 
@@ -119,20 +119,27 @@ def _measure_fits(
         base={"source": base_name(SHAPE)}, blobs=blobs, threads=1, memory_bytes=_MEMORY_BYTES, stopped_seconds=60.0
     )
     local, on_ray = process.open(), RayFitter(process, address=cluster.address)
-    rounds: dict[str, list[_Time]] = {"local": [], "Ray": []}
-    contents: dict[str, dict[int, bytes]] = {}
     try:
-        with _claimed_request(server, store, TRAININGS[name]) as request:
-            for number in range(rounds_in_all + 1):
-                for kind, fitter in (("local", local), ("Ray", on_ray)):
-                    spent, contents[kind] = _time_fit(fitter, request, server, cluster)
-                    # The first round starts the processes.
-                    if number:
-                        rounds[kind].append(spent)
-                        say(f"{name}, {kind}: {spent.wall:.0f} µs a fit, {spent.cpu:.0f} µs of CPU time")
+        yield {"local": local, "Ray": on_ray}
     finally:
         local.kill()
         on_ray.close()
+
+
+def _measure_fits(
+    server: Server, store: Path, cluster: RayCluster, name: str, rounds_in_all: int, fitters: Mapping[str, Fitter]
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield the lines of wall time and CPU time of one kind of training."""
+    rounds: dict[str, list[_Time]] = {"local": [], "Ray": []}
+    contents: dict[str, dict[int, bytes]] = {}
+    with _claimed_request(server, store, TRAININGS[name]) as request:
+        for number in range(rounds_in_all + 1):
+            for kind, fitter in fitters.items():
+                spent, contents[kind] = _time_fit(fitter, request, server, cluster)
+                # The first round starts the processes.
+                if number:
+                    rounds[kind].append(spent)
+                    say(f"{name}, {kind}: {spent.wall:.0f} µs a fit, {spent.cpu:.0f} µs of CPU time")
     if contents["local"] != contents["Ray"]:
         raise BenchFailed("the bytes of a fit on Ray differ from those of a local one")
     for index, unit in enumerate(_Time._fields):
