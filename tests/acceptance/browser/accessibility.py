@@ -18,3 +18,9 @@ def axe(page: Page, *, without: Sequence[str] = ()) -> None:
         page, options={"resultTypes": ["violations"], "rules": {rule: {"enabled": False} for rule in without}}
     )
     assert not found.violations_count, f"{page.url}: {found.generate_report()}"
+
+
+def axe_contrast(page: Page) -> None:
+    """Fail with what is hard to read on the page: the only rule that depends on its colours."""
+    found = _AXE.run(page, options={"resultTypes": ["violations"], "runOnly": ["color-contrast"]})
+    assert not found.violations_count, f"{page.url}: {found.generate_report()}"
