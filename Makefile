@@ -46,7 +46,7 @@ test-optimized: .venv/dev.stamp  ## run the tests of units and of hostile reques
 
 test-soak: .venv/dev.stamp  ## run the long forms of the kill tests and of others that draw at random, about an hour
 	@CRASH_KILLS=50 TRAINING_KILLS=50 TRAINING_CANCELS=100 FRAMED_STREAMS=10000 METRIC_NAMES=20000 REPLACEMENTS=1000 \
-		REVOCATIONS=200 REVOKED_REQUESTS=10000 DUPLICATE_ROUNDS=10 LARGE_FLEET_TIMES=3 \
+		REVOCATIONS=200 REVOKED_REQUESTS=10000 DUPLICATE_ROUNDS=1000 LARGE_FLEET_TIMES=3 \
 		$(PYTEST) -m soak --timeout 7200
 
 # Results add up in build/fault/results.jsonl, so that it can be interrupted. FAULT=--short runs the short form, and
