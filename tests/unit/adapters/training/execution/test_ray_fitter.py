@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from adapters.errors import FitFailed
 from adapters.storage.blob_location import BlobLocation
 from adapters.training.execution.fit_client import (
     Done,
@@ -249,6 +250,18 @@ def test_an_error_ends_all_shares(fitter: Any, cluster: _PlayedCluster) -> None:
     assert _positions(_next(fitter)) == [1]
     assert isinstance(_next(fitter), Failed)
     assert all(task.is_cancelled for task in cluster.tasks)
+
+
+def test_an_error_of_the_sort_ends_the_fit(fitter: Any, cluster: _PlayedCluster) -> None:
+    from ray.exceptions import RayTaskError
+
+    cluster.node["GPU"] = 1.0
+    fitter.begin(FLEET)
+    cluster.end(cluster.tasks[2], RayTaskError("sort", "", FitFailed("the rows are gone")))
+    frame = _next(fitter)
+    assert isinstance(frame, Failed)
+    assert frame.error["code"] == "fit_failed"
+    assert all(task.is_cancelled for task in cluster.tasks if task is not cluster.tasks[2])
 
 
 def test_after_a_kill_no_frame_of_the_request_comes(fitter: Any, cluster: _PlayedCluster) -> None:
