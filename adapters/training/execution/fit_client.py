@@ -234,9 +234,9 @@ class ShareRows(NamedTuple):
 
     path: str
     begin: int
-    """Place of the first row of its first stack."""
+    """Index, in that order, of the first row of its first stack."""
     end: int
-    """Place after the last row with which a stack of it may begin."""
+    """Index after the last row with which a stack of it may begin."""
 
 
 @dataclass(eq=False)
@@ -341,8 +341,8 @@ class ChildFitter:
         """
         while not self.is_ready(1.0):
             pass
-        places = {"blobs": self.blobs.to_json(), "checkpoint": str(checkpoint), "rows": rows}
-        self._send(json.dumps({"request": request.to_json(), **places}))
+        locations = {"blobs": self.blobs.to_json(), "checkpoint": str(checkpoint), "rows": rows}
+        self._send(json.dumps({"request": request.to_json(), **locations}))
 
     def next_frame(self, seconds: float) -> Frame | None:
         """Return the next frame, or None if none came in time; raise `FitterDied`."""

@@ -15,6 +15,7 @@ import stat
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -115,7 +116,7 @@ def run_fit(
             send(ItemKind.ALIVE, b"")
             while not fitter.is_ready(_SECONDS_BETWEEN_ITEMS):
                 send(ItemKind.ALIVE, b"")
-            rows = {} if write_rows is None else {"rows": write_rows(folder / "rows")}
+            rows = {} if write_rows is None else {"rows": _write_rows(write_rows, folder / "rows", send)}
             fitter.begin(fit, checkpoint=file.path, **rows)
             frame = None
             while not isinstance(frame, Done | Failed):
@@ -129,6 +130,7 @@ def run_fit(
             lines.send(send)
             send(ItemKind.DIED, OUT_OF_MEMORY if death.out_of_memory else b"")
         except LoraplexError as error:
+            lines.send(send)
             send(ItemKind.FRAME, frame_to_bytes(Failed(error=error.members())))
         except BaseException:
             fitter.kill()
@@ -137,6 +139,15 @@ def run_fit(
             if isinstance(frame, Failed):
                 # After an allocation that failed, its heap is fragmented.
                 fitter.kill()
+
+
+def _write_rows(write_rows: WriteRows, path: Path, send: Send) -> ShareRows:
+    """Write the rows of a share on a thread, and send items meanwhile: it may take longer than a task may be silent."""
+    with ThreadPoolExecutor(1, "write-rows") as executor:
+        writing = executor.submit(write_rows, path)
+        while not wait([writing], _SECONDS_BETWEEN_ITEMS).done:
+            send(ItemKind.ALIVE, b"")
+        return writing.result()
 
 
 def frame_to_bytes(frame: Frame) -> bytes:

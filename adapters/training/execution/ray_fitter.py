@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import ray
-from ray.exceptions import OutOfMemoryError, RayError
+from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayError
 
 from adapters.errors import LoraplexError
 from adapters.training.execution.fit_client import (
@@ -56,6 +56,8 @@ _SECONDS_BEFORE_NOTE = 10.0
 _SHARES_PER_CORE = 4
 # Deaths of the tasks of one share, after which the job has its next attempt.
 _MAX_DEATHS = 3
+# Column, of the rows that are sorted, with the index of each in the sorted rows.
+_SORTED_INDEX = "sorted_index"
 _OBJECT_STORE_BYTES = 512 * 2**20
 # Resource that only the head node has.
 _HEAD = {"node:__internal_head__": 0.001}
@@ -63,15 +65,14 @@ _HEAD = {"node:__internal_head__": 0.001}
 log = logging.getLogger(__name__)
 
 
-class _SortedShare(NamedTuple):
-    """Sorted rows that a share of a fleet reads."""
+class _SortedRows(NamedTuple):
+    """Blocks with the sorted rows of a share of a fleet."""
 
     begin: int
-    """Place of the first row of its first stack."""
     end: int
-    """Place after the last row with which a stack of it may begin."""
+    """Both as in `ShareRows`."""
     blocks: list[tuple[int, Any]]
-    """Place of the first row of each block, and the reference to it."""
+    """Sorted index of the first row of each block, and the reference to the block."""
 
 
 class RowSorter:
@@ -81,7 +82,7 @@ class RowSorter:
     Client, which is why it runs in an actor.
     """
 
-    def sort(self, process: str, request: bytes, shares: int) -> list[_SortedShare]:
+    def sort(self, process: str, request: bytes, share_count: int) -> list[_SortedRows]:
         """Return the blocks of each share."""
         import ray.data
 
@@ -89,19 +90,19 @@ class RowSorter:
         context.enable_progress_bars, context.execution_options.preserve_order = False, True
         # Each block stays one, so that its number says which rows are in it.
         context.target_max_block_size = None
-        rows, places_N, K = np.arange(table.rows), table.places(), table.block_rows
+        rows, sorted_index_N, K = np.arange(table.rows), table.sorted_index(), table.block_rows
         firsts = range(0, table.rows, K)
         unsorted = [
-            pa.table({"row": rows[first : first + K], "place": places_N[first : first + K]}) for first in firsts
+            pa.table({"row": rows[first : first + K], _SORTED_INDEX: sorted_index_N[first : first + K]})
+            for first in firsts
         ]
         read = partial(_read_block, process=process, request=request)
         dataset = ray.data.from_arrow(unsorted).map_batches(read, batch_format="pyarrow", batch_size=None)
-        dataset = dataset.sort("place", boundaries=[*firsts[1:]]).materialize()
+        dataset = dataset.sort(_SORTED_INDEX, boundaries=[*firsts[1:]]).materialize()
         refs = [block.ref for bundle in dataset.iter_internal_ref_bundles() for block in bundle.blocks]
         blocks = [*zip(firsts, refs, strict=True)]
         return [
-            _SortedShare(begin, end, blocks[begin // K : -(-table.last_row(end) // K)])
-            for begin, end in table.shares(shares)
+            _SortedRows(begin, end, blocks[table.share_blocks(begin, end)]) for begin, end in table.shares(share_count)
         ]
 
 
@@ -111,37 +112,37 @@ def _row_table(process: str, request: bytes) -> RowTable:
 
 
 def _read_block(block: pa.Table, *, process: str, request: bytes) -> pa.Table:
-    """Return the rows of a block by their numbers, which are consecutive, with the place of each."""
+    """Return the rows of a block by their numbers, which are consecutive, with the sorted index of each."""
     first, last = block["row"][0].as_py(), block["row"][-1].as_py()
-    return _row_table(process, request).read(first, last + 1).append_column("place", block["place"])
+    return _row_table(process, request).read(first, last + 1).append_column(_SORTED_INDEX, block[_SORTED_INDEX])
 
 
 def run_task(
-    mailbox: Any, number: int, process: str, request: bytes, share: tuple[int, int], done: Sequence[int],
-    checkpoint: bytes | None, shares: list[_SortedShare] | None,
+    mailbox: Any, number: int, *, process: str, request: bytes, share: tuple[int, int], done: Sequence[int],
+    checkpoint: bytes | None, sorted_shares: list[_SortedRows] | None,
 ) -> None:  # fmt: skip
     """Run a task on a node.
 
-    number: that of the request. shares: the rows of all shares, if they were sorted. The other arguments are those of
-    `run_fit`.
+    number: that of the request. sorted_shares: the rows of all shares, if they were sorted. The other arguments are
+    those of `run_fit`.
     """
 
     def send(kind: ItemKind, content: bytes) -> None:
         ray.get(mailbox.put.remote(Item(number, share[0], kind, content)))
 
     def write_rows(path: Path) -> ShareRows:
-        assert shares is not None
-        begin, end, blocks = shares[share[0]]
+        assert sorted_shares is not None
+        begin, end, blocks = sorted_shares[share[0]]
         _row_table(process, request).write_share(path, ((first, ray.get(block)) for first, block in blocks))
         return ShareRows(str(path), begin, end)
 
-    writing = None if shares is None else write_rows
-    run_fit(process, request, share=share, done=done, checkpoint=checkpoint, send=send, write_rows=writing)
+    rows = None if sorted_shares is None else write_rows
+    run_fit(process, request, share=share, done=done, checkpoint=checkpoint, send=send, write_rows=rows)
 
 
 @dataclass(slots=True, eq=False)
-class _Share:
-    """Share of the stacks of a fleet, or a whole fit."""
+class _ShareState:
+    """State of a share of the stacks of a fleet, or of a whole fit."""
 
     number: int
     task: Any = None
@@ -156,6 +157,17 @@ class _Share:
     """Positions of a fleet that it has fitted."""
     deaths: int = 0
     is_done: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Sort:
+    """Sort of the rows of a fleet with Ray Data."""
+
+    actor: Any
+    """The `RowSorter`."""
+    shares: Any
+    """Reference to what its `sort` returns."""
+    has_ended: bool = False
 
 
 class _Connection(threading.Thread):
@@ -223,11 +235,10 @@ class RayFitter:
         self._polled_at = self._received_at = self._began_at = 0.0
         self._number = 0
         self._request: Any = None
-        self._sorter: Any = None
-        self._sorted: Any = None
+        self._sort: _Sort | None = None
         self._task: Any = None
         self._checkpoint = Path()
-        self._shares: list[_Share] = []
+        self._shares: list[_ShareState] = []
         self._finished = 0
         self._frames: deque[Frame] = deque()
         atexit.register(self.close)
@@ -257,11 +268,12 @@ class RayFitter:
         self._task = ray.remote(run_task).options(**options, max_retries=0)
         try:
             self._request = ray.put(json.dumps(request.to_json()).encode())
-            self._shares = [_Share(number) for number in range(_count_shares(request))]
-            self._sorted = None
+            self._shares = [_ShareState(number) for number in range(_count_shares(request))]
+            self._sort = None
             if request.job.scratch_bytes and not request.job.spec.candidates:
-                self._sorter = ray.remote(num_cpus=0, max_restarts=0)(RowSorter).options(resources=_HEAD).remote()
-                self._sorted = self._sorter.sort.remote(self._process.to_json(), self._request, len(self._shares))
+                actor = ray.remote(num_cpus=0, max_restarts=0)(RowSorter).options(resources=_HEAD).remote()
+                shares = actor.sort.remote(self._process.to_json(), self._request, len(self._shares))
+                self._sort = _Sort(actor, shares)
                 self._frames.append(Note(text="the rows do not fit in memory, and are sorted by group with Ray Data"))
             for share in self._shares:
                 self._submit(share)
@@ -306,15 +318,15 @@ class RayFitter:
 
     def _free_rows(self) -> None:
         """End the actor with the sorted rows, if there is one."""
-        sorter, self._sorter, self._sorted = self._sorter, None, None
-        if sorter is not None:
+        sort, self._sort = self._sort, None
+        if sort is not None:
             with suppress(Exception):
-                ray.kill(sorter)
+                ray.kill(sort.actor)
 
     def close(self) -> None:
         """Leave the cluster, and end one of this machine."""
         connection, self._connection, self._mailbox, self._poll, self._request = self._connection, *[None] * 4
-        self._sorter = self._sorted = None
+        self._sort = None
         self._shares = []
         if connection is not None:
             connection.close()
@@ -328,22 +340,28 @@ class RayFitter:
         self.close()
         return FitterDied()
 
-    def _submit(self, share: _Share) -> None:
+    def _submit(self, share: _ShareState) -> None:
         """Submit a task for what is left of a share."""
         share.heard_at = share.error = None
         checkpoint = self._checkpoint.read_bytes() if self._checkpoint.is_file() else None
         share.task = self._task.remote(
-            self._mailbox, self._number, self._process.to_json(), self._request, (share.number, len(self._shares)),
-            share.fitted, checkpoint, self._sorted,
+            self._mailbox, self._number, process=self._process.to_json(), request=self._request,
+            share=(share.number, len(self._shares)), done=share.fitted, checkpoint=checkpoint,
+            sorted_shares=None if self._sort is None else self._sort.shares,
         )  # fmt: skip
 
     def _receive(self, seconds: float) -> None:
-        """Wait for items of the mailbox and for the ends of tasks."""
+        """Wait for items of the mailbox, and for the ends of the sort and of tasks."""
+        sort, sort_error = self._sort, None
         try:
             if self._poll is None:
                 self._poll, self._polled_at = self._mailbox.take.remote(_POLL_SECONDS), time.monotonic()
+            sorting = [] if sort is None or sort.has_ended else [sort.shares]
             tasks = [share.task for share in self._shares if share.task is not None]
-            ready, _ = ray.wait([self._poll, *tasks], timeout=seconds, num_returns=1)
+            ready, _ = ray.wait([*sorting, self._poll, *tasks], timeout=seconds, num_returns=1)
+            if sort is not None and sort.shares in ready:
+                sort.has_ended, sort_error = True, _error_of(sort.shares)
+                self._began_at = time.monotonic()
             items = None
             if self._poll in ready:
                 items, self._poll = ray.get(self._poll), None
@@ -353,6 +371,10 @@ class RayFitter:
         except Exception as error:
             raise self._lose_cluster(error) from error
         self._received_at = time.monotonic()
+        if sort_error is not None and not self._fail(sort_error):
+            # Each task would have the same error.
+            log.error("the rows could not be sorted: %s", sort_error)
+            raise FitterDied(out_of_memory=isinstance(sort_error, OutOfMemoryError))
         if items is None:
             return
         for item in map(Item._make, items):
@@ -363,7 +385,16 @@ class RayFitter:
                 self._accept(self._shares[item.share], ItemKind(item.kind), item.content)
         self._find_deaths()
 
-    def _accept(self, share: _Share, kind: ItemKind, content: bytes) -> None:
+    def _fail(self, error: Exception) -> bool:
+        """End the fit if the cause of an error is one of this project; return whether it is."""
+        cause = getattr(error, "cause", None)
+        if not isinstance(cause, LoraplexError):
+            return False
+        self._cancel()
+        self._frames.append(Failed(error=cause.members()))
+        return True
+
+    def _accept(self, share: _ShareState, kind: ItemKind, content: bytes) -> None:
         share.heard_at = self._received_at
         if kind is ItemKind.CHECKPOINT:
             write_checkpoint(self._checkpoint, content)
@@ -372,7 +403,7 @@ class RayFitter:
         elif kind is ItemKind.FRAME and not share.is_done:
             self._accept_frame(share, frame_from_bytes(content))
 
-    def _accept_frame(self, share: _Share, frame: Frame) -> None:
+    def _accept_frame(self, share: _ShareState, frame: Frame) -> None:
         """Pass a frame on, as if all shares were one fit."""
         if isinstance(frame, Failed):
             self._cancel()
@@ -401,9 +432,7 @@ class RayFitter:
                 continue
             # Only a poll that began after the end has taken all that the task had put into the mailbox.
             if share.error is not None and share.ended_at < self._polled_at:
-                cause = getattr(share.error, "cause", None)
-                if isinstance(cause, LoraplexError):
-                    self._accept_frame(share, Failed(error=cause.members()))
+                if self._fail(share.error):
                     return
                 out_of_memory = isinstance(share.error, OutOfMemoryError)
                 self._replace_task(share, str(share.error), out_of_memory=out_of_memory)
@@ -412,15 +441,19 @@ class RayFitter:
                 with suppress(RayError):
                     ray.cancel(share.task, force=True, recursive=False)
                 self._replace_task(share, f"nothing came from it for {self._process.stopped_seconds:g} s")
-        if now - self._began_at > _SECONDS_BEFORE_NOTE and all(share.heard_at is None for share in self._shares):
+        is_sorting = self._sort is not None and not self._sort.has_ended
+        is_waiting = self._shares and not is_sorting and all(share.heard_at is None for share in self._shares)
+        if is_waiting and now - self._began_at > _SECONDS_BEFORE_NOTE:
             self._began_at = math.inf
             self._frames.append(Note(text="the fit waits for resources of the cluster"))
 
-    def _replace_task(self, share: _Share, reason: str, *, out_of_memory: bool = False) -> None:
-        """Submit a task for the rest of a fleet's share; raise `FitterDied` for another fit, whose job has attempts."""
+    def _replace_task(self, share: _ShareState, reason: str, *, out_of_memory: bool = False) -> None:
+        """Submit a task for the rest of a fleet's share; raise `FitterDied` if that cannot help, or for another fit."""
         share.deaths += 1
         log.warning("a task died: %s", reason)
-        if out_of_memory or len(self._shares) == 1 or share.deaths == _MAX_DEATHS:
+        # The sorted rows of all shares end with the `RowSorter`.
+        has_no_rows = isinstance(getattr(share.error, "cause", None), OwnerDiedError)
+        if out_of_memory or has_no_rows or len(self._shares) == 1 or share.deaths == _MAX_DEATHS:
             raise FitterDied(out_of_memory=out_of_memory)
         try:
             self._submit(share)
@@ -456,6 +489,6 @@ def _error_of(task: Any) -> Exception | None:
     try:
         ray.get(task)
     except RayError as error:
-        found: Exception = error
-        return found
+        failure: Exception = error
+        return failure
     return None

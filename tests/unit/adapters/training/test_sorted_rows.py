@@ -1,6 +1,7 @@
 """Rows of a fleet that are sorted for several shares: each share has the adapters that it has with all rows."""
 
 # N rows · K rows of a block · I in_features · O out_features
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def blobs(tmp_path: Path) -> FolderBlobs:
 
 
 def _sorted(table: RowTable) -> pa.Table:
-    """All rows, sorted by place."""
+    """All rows, sorted."""
     unsorted = pa.concat_tables(table.read(row, min(row + 700, ROWS)) for row in range(0, ROWS, 700))
-    return unsorted.append_column("place", pa.array(table.places())).sort_by("place").drop_columns("place")
+    return unsorted.append_column("index", pa.array(table.sorted_index())).sort_by("index").drop_columns("index")
 
 
 @pytest.mark.parametrize(
@@ -70,7 +71,7 @@ def test_shares_of_the_rows_give_the_adapters_of_all_rows(
     shares = table.shares(5)
     assert [begin for begin, _ in shares[1:]] == [end for _, end in shares[:-1]]
     for begin, end in shares:
-        last = table.last_row(end)
+        last = table.rows_end(end)
         # In two parts, as if a block ended in the middle.
         middle = (begin + last) // 2
         parts = [(first, in_order.slice(first, until - first)) for first, until in ((begin, middle), (middle, last))]
@@ -89,7 +90,7 @@ def test_shares_of_the_rows_give_the_adapters_of_all_rows(
 def test_a_share_has_holes_for_the_rows_of_others(blobs: FolderBlobs, tmp_path: Path) -> None:
     table, all_rows = RowTable(blobs, NAME), TrainingData.open(blobs.local(NAME))
     table.write_share(tmp_path / "rows", [(1_000, _sorted(table).slice(1_000, 500))])
-    share, row_of = TrainingData.open(tmp_path / "rows"), torch.from_numpy(table.places()).argsort()
+    share, row_of = TrainingData.open(tmp_path / "rows"), torch.from_numpy(table.sorted_index()).argsort()
     assert share.groups_N is not None
     assert all_rows.groups_N is not None
     assert torch.equal(share.groups_N, all_rows.groups_N[row_of])
@@ -98,6 +99,26 @@ def test_a_share_has_holes_for_the_rows_of_others(blobs: FolderBlobs, tmp_path: 
     assert not share.inputs_NI[1_500:].any()
 
 
-def test_rows_that_are_missing_are_the_error(blobs: FolderBlobs) -> None:
+def test_a_share_has_the_blocks_of_its_rows_and_an_empty_one_has_none(
+    blobs: FolderBlobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sorted_rows, "STACK_NUMBERS", STACK_ROWS * I)
+    monkeypatch.setattr(RowTable, "block_rows", 100)
+    table = RowTable(blobs, NAME)
+    # Far more shares than groups: most begin and end in the largest groups.
+    shares = table.shares(1_000)
+    assert (shares[0][0], shares[-1][1]) == (0, ROWS)
+    assert any(begin == end for begin, end in shares)
+    for begin, end in shares:
+        blocks = range(ROWS // 100)[table.share_blocks(begin, end)]
+        needed = {row // 100 for row in range(begin, table.rows_end(end))} if begin < end else set()
+        assert set(blocks) == needed
+
+
+def test_rows_that_are_missing_are_the_error(blobs: FolderBlobs, tmp_path: Path) -> None:
     with pytest.raises(FitFailed):
         RowTable(blobs, "1" * 32)
+    table = RowTable(blobs, NAME)
+    os.truncate(tmp_path / BLOBS / NAME, 10_000)
+    with pytest.raises(FitFailed):
+        table.read(ROWS - 1, ROWS)

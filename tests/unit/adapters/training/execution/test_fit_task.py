@@ -6,25 +6,29 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from adapters.errors import StorageFull
 from adapters.storage.blob_location import BlobLocation
 from adapters.training.execution import fit_task
-from adapters.training.execution.fit_client import Done, Failed, FitRequest, FitterDied, Frame, Note
+from adapters.training.execution.fit_client import Done, Failed, FitRequest, FitterDied, Frame, Note, ShareRows
 from adapters.training.execution.fit_task import (
     OUT_OF_MEMORY,
     FitProcess,
     ItemKind,
+    WriteRows,
     frame_from_bytes,
     frame_to_bytes,
     run_fit,
     write_checkpoint,
 )
 from tests.support.catalog_factories import training_job
+from tests.support.deadlines import scaled
 
 REQUEST = FitRequest(job=training_job(), base="sha256:0", feature_space=None, data="blob", done=(1,))
 PROCESS = FitProcess(
@@ -37,13 +41,14 @@ class _PlayedFitter:
 
     def __init__(self, script: Sequence[Frame | str | Exception | None]) -> None:
         self.script, self.kills, self.requests = [*script], 0, list[tuple[FitRequest, bytes | None]]()
+        self.rows: ShareRows | None = None
         self._checkpoint = Path()
 
     def is_ready(self, _seconds: float) -> bool:
         return True
 
-    def begin(self, request: FitRequest, *, checkpoint: Path) -> None:
-        self._checkpoint = checkpoint
+    def begin(self, request: FitRequest, *, checkpoint: Path, rows: ShareRows | None = None) -> None:
+        self._checkpoint, self.rows = checkpoint, rows
         self.requests.append((request, checkpoint.read_bytes() if checkpoint.exists() else None))
 
     def next_frame(self, _seconds: float) -> Frame | None:
@@ -67,15 +72,21 @@ def _nothing_kept() -> Iterator[None]:
     fit_task._KEPT.clear()
 
 
-def _run(fitter: _PlayedFitter, *, checkpoint: bytes | None = None) -> list[tuple[ItemKind, bytes]]:
+def _run(
+    fitter: _PlayedFitter, *, checkpoint: bytes | None = None, write_rows: WriteRows | None = None,
+    on_item: Callable[[ItemKind], None] = lambda _kind: None,
+) -> list[tuple[ItemKind, bytes]]:  # fmt: skip
     """The items of a fit."""
     items = list[tuple[ItemKind, bytes]]()
+
+    def send(kind: ItemKind, content: bytes) -> None:
+        items.append((kind, content))
+        on_item(kind)
+
     text = PROCESS.to_json()
     fit_task._KEPT[text] = fitter  # type: ignore[assignment]
     request = json.dumps(REQUEST.to_json()).encode()
-    run_fit(
-        text, request, share=(1, 3), done=[4, 5], checkpoint=checkpoint, send=lambda *item: items.append(item)
-    )  # fmt: skip
+    run_fit(text, request, share=(1, 3), done=[4, 5], checkpoint=checkpoint, send=send, write_rows=write_rows)
     assert items.pop(0) == (ItemKind.ALIVE, b"")
     return items
 
@@ -94,6 +105,33 @@ def test_frames_checkpoints_and_lines_of_the_log_are_sent_in_order() -> None:
     ((request, checkpoint),) = fitter.requests
     assert (request.share, request.done, checkpoint) == ((1, 3), (1, 4, 5), b"earlier")
     assert fitter.kills == 0
+
+
+def test_a_task_that_writes_its_rows_is_not_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_task, "_SECONDS_BETWEEN_ITEMS", 0.01)
+    fitter, sent = _PlayedFitter([Done(metrics={})]), threading.Semaphore(0)
+
+    def write_rows(path: Path) -> ShareRows:
+        # The first item is sent before the rows are written.
+        assert all(sent.acquire(timeout=scaled(10.0)) for _ in range(3))
+        return ShareRows(str(path), 2, 5)
+
+    items = _run(fitter, write_rows=write_rows, on_item=lambda _kind: sent.release())
+    assert [kind for kind, _ in items[:2]] == [ItemKind.ALIVE] * 2
+    assert fitter.rows is not None
+    assert fitter.rows[1:] == (2, 5)
+
+
+def test_rows_that_cannot_be_written_are_the_error_after_the_lines_of_the_log() -> None:
+    def write_rows(_path: Path) -> ShareRows:
+        logging.getLogger("adapters.test").warning("the disk has little space")
+        raise StorageFull("the disk is full")
+
+    log, failed = _run(_PlayedFitter([]), write_rows=write_rows)
+    assert log == (ItemKind.LOG, b"the disk has little space")
+    frame = frame_from_bytes(failed[1])
+    assert isinstance(frame, Failed)
+    assert frame.error["code"] == "storage_full"
 
 
 def test_a_death_is_sent_with_its_reason() -> None:

@@ -34,16 +34,19 @@ PROCESS = FitProcess(
 )
 ALONE = FitRequest(job=replace(training_job(), memory_bytes=2**28), base="", feature_space=None, data="blob")
 FLEET = replace(ALONE, job=replace(ALONE.job, is_fleet=True, adapters=6, positions=6), done=(5,))
+LARGE_FLEET = replace(FLEET, job=replace(FLEET.job, scratch_bytes=2**20))
 
 
 class _Task:
-    """A task that was submitted, with its arguments."""
+    """A task, or a call of an actor, with its keyword arguments."""
 
-    def __init__(self, arguments: Sequence[Any]) -> None:
-        _, self.number, _, self.request, self.share, done, self.checkpoint, self.shares = arguments
-        self.done = [*done]
+    def __init__(self, number: int, arguments: Mapping[str, Any]) -> None:
+        self.number, self.arguments = number, {**arguments, "done": [*arguments.get("done", ())]}
         self.has_ended = self.is_cancelled = False
         self.error: Exception | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return self.arguments[name]
 
 
 class _PlayedCluster:
@@ -55,16 +58,23 @@ class _PlayedCluster:
         self.options: Mapping[str, Any] = {}
         self.node: dict[str, float] = {"CPU": 1.0, "memory": MEMORY}
         self.mailbox = SimpleNamespace(take=SimpleNamespace(remote=lambda _seconds: "poll"))
+        self.sort = _Task(0, {})
+        self.sorter = SimpleNamespace(sort=SimpleNamespace(remote=lambda *_: self.sort))
+        self.killed: list[Any] = []
 
-    def remote(self, _function: object) -> Any:
-        return self
+    def remote(self, _function: object = None, **_options: float) -> Any:
+        """Without a function, the decorator of an actor."""
+        if _function is None:
+            actor = SimpleNamespace(remote=lambda: self.sorter)
+            return lambda _class: SimpleNamespace(options=lambda **_options: actor)
+        return SimpleNamespace(options=self._options_of)
 
-    def options_of(self, **options: Any) -> Any:
+    def _options_of(self, **options: Any) -> Any:
         self.options = options
         return SimpleNamespace(remote=self._submit)
 
-    def _submit(self, *arguments: Any) -> _Task:
-        self.tasks.append(_Task(arguments))
+    def _submit(self, _mailbox: object, number: int, **arguments: Any) -> _Task:
+        self.tasks.append(_Task(number, arguments))
         return self.tasks[-1]
 
     def put(self, content: bytes) -> bytes:
@@ -83,6 +93,9 @@ class _PlayedCluster:
 
     def cancel(self, task: _Task, **_options: object) -> None:
         task.is_cancelled = True
+
+    def kill(self, actor: object) -> None:
+        self.killed.append(actor)
 
     def cluster_resources(self) -> Mapping[str, float]:
         return self.node
@@ -122,9 +135,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> _PlayedCluster:
     from adapters.training.execution import ray_fitter
 
     played = _PlayedCluster()
-    calls = ("wait", "get", "put", "cancel", "cluster_resources", "nodes")
-    remote = SimpleNamespace(options=played.options_of)
-    functions = {name: getattr(played, name) for name in calls} | {"remote": lambda _function: remote}
+    calls = ("remote", "wait", "get", "put", "cancel", "kill", "cluster_resources", "nodes")
+    functions = {name: getattr(played, name) for name in calls}
     monkeypatch.setattr(ray_fitter, "ray", SimpleNamespace(**functions))
     return played
 
@@ -252,16 +264,84 @@ def test_an_error_ends_all_shares(fitter: Any, cluster: _PlayedCluster) -> None:
     assert all(task.is_cancelled for task in cluster.tasks)
 
 
-def test_an_error_of_the_sort_ends_the_fit(fitter: Any, cluster: _PlayedCluster) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The clock of the fitter, which only a test moves."""
+    from adapters.training.execution import ray_fitter
+
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(ray_fitter, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    return clock
+
+
+def _begin_sort(fitter: Any, cluster: _PlayedCluster) -> None:
+    cluster.node["GPU"] = 1.0
+    fitter.begin(LARGE_FLEET)
+    note = _next(fitter)
+    assert isinstance(note, Note)
+    assert "with Ray Data" in note.text
+    assert all(task.sorted_shares is cluster.sort for task in cluster.tasks)
+
+
+def test_a_fleet_whose_rows_are_sorted_does_not_wait_for_resources(
+    cluster: _PlayedCluster, fitter: Any, clock: SimpleNamespace
+) -> None:
+    _begin_sort(fitter, cluster)
+    clock.now += 60.0
+    assert fitter.next_frame(0.0) is None
+    cluster.end(cluster.sort)
+    assert fitter.next_frame(0.0) is None
+    clock.now += 9.0
+    assert fitter.next_frame(0.0) is None
+    clock.now += 9.0
+    note = fitter.next_frame(0.0)
+    assert isinstance(note, Note)
+    assert "waits for resources" in note.text
+
+
+@pytest.mark.parametrize("last", [Done(metrics={}), Failed(error={"code": "fit_failed"})])
+def test_after_its_last_frame_a_fit_does_not_wait_for_resources(
+    cluster: _PlayedCluster, fitter: Any, clock: SimpleNamespace, last: Frame
+) -> None:
+    cluster.node["GPU"] = 1.0
+    fitter.begin(ALONE)
+    clock.now += 60.0
+    cluster.send(cluster.tasks[0], last)
+    assert isinstance(fitter.next_frame(0.0), type(last))
+    with pytest.raises(FitterDied):
+        fitter.next_frame(0.0)
+
+
+@pytest.mark.parametrize("is_found_by_a_task", [True, False])
+def test_an_error_of_the_sort_ends_the_fit(fitter: Any, cluster: _PlayedCluster, is_found_by_a_task: bool) -> None:
     from ray.exceptions import RayTaskError
 
-    cluster.node["GPU"] = 1.0
-    fitter.begin(FLEET)
-    cluster.end(cluster.tasks[2], RayTaskError("sort", "", FitFailed("the rows are gone")))
+    _begin_sort(fitter, cluster)
+    ended = cluster.tasks[2] if is_found_by_a_task else cluster.sort
+    cluster.end(ended, RayTaskError("sort", "", FitFailed("the rows are gone")))
     frame = _next(fitter)
     assert isinstance(frame, Failed)
     assert frame.error["code"] == "fit_failed"
-    assert all(task.is_cancelled for task in cluster.tasks if task is not cluster.tasks[2])
+    assert all(task.is_cancelled for task in cluster.tasks if task is not ended)
+    assert cluster.killed == [cluster.sorter]
+
+
+def test_the_death_of_the_sort_ends_the_attempt_without_other_tasks(fitter: Any, cluster: _PlayedCluster) -> None:
+    from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
+
+    for in_sort in (True, False):
+        _begin_sort(fitter, cluster)
+        tasks = len(cluster.tasks)
+        if in_sort:
+            cluster.end(cluster.sort, ActorDiedError())
+        else:
+            cluster.sort.error = None
+            # The blocks of the sorted rows end with the actor.
+            cluster.end(cluster.tasks[-1], RayTaskError("run_task", "", OwnerDiedError("00", b"", "")))
+        with pytest.raises(FitterDied):
+            fitter.next_frame(1.0)
+        assert len(cluster.tasks) == tasks
+        fitter.kill()
 
 
 def test_after_a_kill_no_frame_of_the_request_comes(fitter: Any, cluster: _PlayedCluster) -> None:
@@ -277,12 +357,8 @@ def test_after_a_kill_no_frame_of_the_request_comes(fitter: Any, cluster: _Playe
     assert isinstance(_next(fitter), Progress)
 
 
-def test_a_silent_task_counts_as_dead(fitter: Any, cluster: _PlayedCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adapters.training.execution import ray_fitter
-
+def test_a_silent_task_counts_as_dead(cluster: _PlayedCluster, fitter: Any, clock: SimpleNamespace) -> None:
     cluster.node["GPU"] = 1.0
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(ray_fitter, "time", SimpleNamespace(monotonic=lambda: clock.now))
     fitter.begin(ALONE)
     cluster.items.append(Item(cluster.tasks[0].number, 0, ItemKind.ALIVE, b""))
     assert fitter.next_frame(0.0) is None
