@@ -2,8 +2,8 @@
 
 A line on standard input, `["FOLDER", "CHANGE"]`, forks a process that makes one change; a start for each would import
 torch each time. `acme` has version 1. A line on standard output asks for the fault, and a line on standard input says
-that it is there. The next line says how the change ended, and the last one what the catalogue has once the disk has
-healed.
+that it is there. The next line says how the change ended, and the one after it what the catalogue has once the disk has
+healed. The last one says that the process has ended: it would read the next change, too, if that came earlier.
 """
 
 import json
@@ -77,6 +77,7 @@ def main() -> None:
             # Without the second in which Python would take torch apart.
             os._exit(0)
         os.wait()
+        print("{}", flush=True)
 
 
 def _change(world: _World, change: str) -> None:

@@ -95,6 +95,7 @@ class _Changes:
 
     def end(self) -> None:
         self._send("")
+        self._step()
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
