@@ -469,6 +469,9 @@ def _asking(what: str, *, missing: bool = True) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        # S3 answers 404 also if the bucket itself does not exist.
+        if _NO_BUCKET in str(error):
+            raise _failure(what, error) from error
         if not missing:
             raise
         raise BlobCorrupt(f"{what} is missing in the bucket") from error
@@ -477,9 +480,14 @@ def _asking(what: str, *, missing: bool = True) -> Iterator[None]:
     except BaseError as error:
         if _BEHIND_THE_END in str(error):
             raise BlobCorrupt(f"{what} is shorter than its row says") from error
-        log.error("%s: %s", what, " ".join(str(error).split())[:_MOST_CHARACTERS_LOGGED])
-        reason = "does not exist" if _NO_BUCKET in str(error) else "does not answer as it should"
-        raise StorageFailed(f"{what} cannot be read or written now: the bucket {reason}") from error
+        raise _failure(what, error) from error
+
+
+def _failure(what: str, error: Exception) -> StorageFailed:
+    """Log what the bucket answered, and return the error for clients."""
+    log.error("%s: %s", what, " ".join(str(error).split())[:_MOST_CHARACTERS_LOGGED])
+    reason = "does not exist" if _NO_BUCKET in str(error) else "does not answer as it should"
+    return StorageFailed(f"{what} cannot be read or written now: the bucket {reason}")
 
 
 @contextmanager

@@ -112,6 +112,7 @@ class QueueEntry:
         # Last batch that had rows of the entry.
         self.batch: BatchRecord | None = None
         self.forward_seconds = 0.0
+        self.age_seconds = 0.0
         self.resolution: Resolution | None = None
         # Rows that no batch has taken yet.
         self.rows_left = self.rows

@@ -195,7 +195,12 @@ class FastPathProtocol(GuardedHttpProtocol):
         request, self._request = self._request, None
         assert request is not None
         cycle = self._fast_cycle
-        content = self._fast_path.respond(request, self.server_state.default_headers, keep_alive=cycle.keep_alive)
+        try:
+            content = self._fast_path.respond(request, self.server_state.default_headers, keep_alive=cycle.keep_alive)
+        except BaseException:
+            # A defect: if the connection stayed open, the client would wait for an answer until its own timeout.
+            self.transport.close()
+            raise
         if content is None or self.transport.is_closing():
             return
         self.transport.write(content)

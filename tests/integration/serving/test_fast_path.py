@@ -469,6 +469,26 @@ def test_a_failure_of_ours_is_a_500_that_the_log_explains(
     assert client.post(path, content=body, headers=headers).status_code == 200
 
 
+def test_a_connection_is_closed_if_its_answer_cannot_be_written(
+    world: tuple[httpx.Client, Service], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, service = world
+    small = message(*TAKEN["an adapter"])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("boom")
+
+    with monkeypatch.context() as patched, connect(client) as connection:
+        patched.setattr(service.observer, "finish_request", fail)
+        connection.sendall(small)
+        assert connection.recv(2**16) == b""
+    assert "boom" in caplog.text
+
+    with connect(client) as connection:
+        connection.sendall(small)
+        assert connection.recv(2**16).startswith(b"HTTP/1.1 200")
+
+
 def test_whoever_has_begun_a_request_when_the_service_stops_gets_its_answer(tmp_path: Path) -> None:
     small = message(*TAKEN["the base"])
     answers = []

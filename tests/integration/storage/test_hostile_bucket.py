@@ -147,7 +147,13 @@ def test_blobs_that_cannot_be_removed_now_are_left(blobs: Blobs, proxy: HostileP
     assert objects_in(in_bucket, "blobs") == {NAME}
 
 
-def test_an_error_says_that_the_bucket_does_not_exist(in_bucket: BlobLocation) -> None:
+@pytest.mark.parametrize(
+    "read",
+    [lambda blobs: blobs.names(), lambda blobs: blobs.read_store_id(), READS["part"], READS["whole"], READS["check"]],
+    ids=["names", "store id", "part", "whole", "check"],
+)
+def test_an_error_says_that_the_bucket_does_not_exist(in_bucket: BlobLocation, read: Callable[[Blobs], object]) -> None:
     blobs = replace(in_bucket, url="s3://there-is-no-such-bucket/store").open()
+    blobs.create_folder()
     with pytest.raises(StorageFailed, match="the bucket does not exist"):
-        blobs.names()
+        read(blobs)
