@@ -38,14 +38,14 @@ _POSITION = re.compile(r"([0-9]{1,15}) (.*)", re.DOTALL)
 
 
 class UsageBy(StrEnum):
-    """Key by which the usage of an hour is divided."""
+    """Dimension by which the usage of an hour is divided."""
 
     ADAPTER = "adapter"
     KEY = "key"
 
 
 class UsageSlot(NamedTuple):
-    """Key of a count: one hour of an adapter or of a key, in a tenant."""
+    """Identity of a count: one hour of an adapter or of a key, in a tenant."""
 
     tenant: str
     by: UsageBy
@@ -96,12 +96,12 @@ class Usage:
         """Add counts of distinct slots in one transaction, unless the batch of this number is stored already.
 
         A writer numbers its batches 1, 2, 3 …, and repeats a number only with the same counts. Raises the errors of
-        `Database.write`.
+        `Database.write_job`.
         """
         values = {"writer": writer, "sequence": sequence, "stored_at": rfc3339(self._now())}
         with self._database.write_job() as connection:
             # First, so that a repetition waits for the end of the transaction that it repeats.
-            if connection.execute(_NUMBERING, values).rowcount:
+            if connection.execute(_STORE_SEQUENCE, values).rowcount:
                 _add_counts(connection, counts)
 
     def list(
@@ -120,8 +120,8 @@ class Usage:
         `InvalidCursor` if it is not one.
         """
         # Every request counts once by its key, but once for each of its adapters.
-        rows = usage.c.tenant == tenant, usage.c.dimension == (by or UsageBy.KEY)
-        statement = sa.select(usage).where(*rows, usage.c.hour >= _first_hour(begins))
+        conditions = usage.c.tenant == tenant, usage.c.dimension == (by or UsageBy.KEY)
+        statement = sa.select(usage).where(*conditions, usage.c.hour >= _first_hour(begins))
         if ends is not None:
             statement = statement.where(usage.c.hour < _first_hour(ends))
         last_hour, last_name = _parse_position(after)
@@ -138,9 +138,9 @@ class Usage:
 
     def largest(self, *, tenant: str, by: UsageBy, begins: float, limit: int) -> Sequence[NamedUsage]:
         """Return the adapters or keys of a tenant with the most rows in the hours that begin from `begins` on."""
-        rows = usage.c.tenant == tenant, usage.c.dimension == by, usage.c.hour >= _first_hour(begins)
+        conditions = usage.c.tenant == tenant, usage.c.dimension == by, usage.c.hour >= _first_hour(begins)
         sums = [sa.func.sum(usage.c[name]).label(name) for name in ("requests", "rows")]
-        statement = sa.select(usage.c.name, *sums).where(*rows).group_by(usage.c.name)
+        statement = sa.select(usage.c.name, *sums).where(*conditions).group_by(usage.c.name)
         statement = statement.order_by(sums[1].desc(), usage.c.name).limit(limit)
         with self._database.read() as connection:
             return [NamedUsage(row.name or None, row.requests, row.rows) for row in connection.execute(statement)]
@@ -165,10 +165,10 @@ class Usage:
             names = connection.scalars(sa.select(tenants.c.name)).all()
         for tenant in names:
             for by in UsageBy:
-                rows = usage.c.tenant == tenant, usage.c.dimension == by
-                oldest = sa.select(sa.func.min(usage.c.hour)).where(*rows, usage.c.hour < before)
+                conditions = usage.c.tenant == tenant, usage.c.dimension == by
+                oldest = sa.select(sa.func.min(usage.c.hour)).where(*conditions, usage.c.hour < before)
                 while (hour := self._scalar(oldest)) is not None:
-                    yield *rows, usage.c.hour == hour
+                    yield *conditions, usage.c.hour == hour
 
     def _scalar(self, statement: sa.Select[Any]) -> int | None:
         with self._database.read() as connection:
@@ -188,7 +188,8 @@ def _add_counts(connection: Connection, counts: Iterable[UsageCount]) -> None:
         connection.execute(_addition(len(part)), values)
 
 
-_NUMBERING = sa.text(
+# Changes no row if the batch is stored already.
+_STORE_SEQUENCE = sa.text(
     "INSERT INTO usage_writers (id, sequence, stored_at) VALUES (:writer, :sequence, :stored_at) "
     "ON CONFLICT (id) DO UPDATE SET sequence = excluded.sequence, stored_at = excluded.stored_at "
     "WHERE usage_writers.sequence < excluded.sequence"

@@ -83,8 +83,8 @@ class WriterLocks(Protocol):
     def live(self, owners: Collection[str], connection: Connection | None = None) -> set[str]:
         """Return those of these owners whose locks are held, by any process.
 
-        Who is in a transaction gives its connection: if each transaction waited for a second connection of the pool,
-        those that hold the last ones would wait for each other.
+        A caller in a transaction passes its connection: if each transaction waited for a second connection of the
+        pool, those that hold the last ones would wait for each other.
         """
 
     def release(self) -> None:
@@ -108,9 +108,9 @@ class Database(IdentifiedCatalog, Protocol):
         """
 
     def write_job(self) -> AbstractContextManager[Connection]:
-        """Write rows that are locked one by one, in one order, as `write` does, and beside other writers if possible.
+        """Write rows of jobs, of token buckets or of usage as `write` does, and beside other writers if possible.
 
-        These are the rows of jobs, of token buckets and of usage.
+        The caller locks rows in one order, so that transactions do not deadlock.
         """
 
     def server_time(self, connection: Connection) -> float | None:

@@ -1,10 +1,12 @@
 """Watch of the catalogue's revision in PostgreSQL: one row, read asynchronously on a connection of its own.
 
 A reading begins after the last request that it is for has arrived, and its statement sees every commit acknowledged
-before. It takes some microseconds of the event loop, because it uses libpq itself: one prepared statement, and one
-reader of the socket that stays registered. If the revision is another one, a second statement returns it again with the
-changes since the last one, so that both are of one snapshot. It takes the server twice as long, so that it comes first
-only if the last reading found a change.
+before. It uses libpq itself, with prepared statements and one reader of the socket that stays registered, so that it
+takes some microseconds of the event loop.
+
+A reading sends the short statement, which returns the revision. If the revision has changed, a second statement returns
+it again with the changes since the last one, so that both are of one snapshot. The second statement takes the server
+twice as long. A reading begins with it only after a reading that found a change, and on a new connection.
 
 If the connection is lost, the readings that wait for it wait for one attempt to connect, for some seconds at most. If
 it fails, or the new connection is lost before a reading succeeds, readings fail at once, and attempts go on in the
@@ -61,17 +63,18 @@ class CallCounter:
 
 
 class PostgresCatalogWatch:
-    """The seam `CatalogWatch` on PostgreSQL. For one event loop, that of the first reading."""
+    """Implementation of `CatalogWatch` on PostgreSQL. For one event loop, that of the first reading."""
 
     def __init__(self, arguments: Mapping[str, Any], *, max_stale_seconds: float = 0.0) -> None:
         """Create a watch that connects with these arguments of psycopg when it is first used."""
         self.access_revision = -1
         self._arguments = {**arguments, "connect_timeout": _CONNECT_SECONDS}
         hosts = 1 + str(arguments.get("host", "")).count(",")
-        # That the name of a host is looked up takes some time too, which the driver does not limit.
-        self._patience_seconds = _CONNECT_SECONDS * hosts + 1
+        # Looking up the name of a host takes time too, which the driver does not limit.
+        self._connect_limit_seconds = _CONNECT_SECONDS * hosts + 1
         self._max_stale_seconds = max_stale_seconds
         self._loop: asyncio.AbstractEventLoop
+        # Only referred to: psycopg warns of a connection that is collected while it is open.
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._pgconn: pq.abc.PGconn | None = None
         # Descriptor that the event loop reads. A copy, because libpq closes its own when the connection is lost.
@@ -151,7 +154,7 @@ class PostgresCatalogWatch:
             elif self._is_down:
                 self._fail()
             return
-        self._timeout = self._loop.call_later(_READ_SECONDS, self._lose, "it does not answer")
+        self._timeout = self._loop.call_later(_READ_SECONDS, self._reconnect, "it does not answer")
         self._send(_CHANGES if self._is_changing else _REVISION)
 
     def _send(self, statement: bytes) -> None:
@@ -162,7 +165,7 @@ class PostgresCatalogWatch:
             self._pgconn.send_query_prepared(statement, parameters)
             self._pgconn.flush()
         except psycopg.Error as error:
-            self._lose(str(error))
+            self._reconnect(str(error))
 
     def _receive(self) -> None:
         """Read what has arrived on the socket; end the reading if its result is complete."""
@@ -187,7 +190,7 @@ class PostgresCatalogWatch:
                     self._take(results)
                 return
         except psycopg.Error as error:
-            self._lose(str(error))
+            self._reconnect(str(error))
 
     def _take(self, results: Sequence[pq.abc.PGresult]) -> None:
         (result,) = results
@@ -214,7 +217,7 @@ class PostgresCatalogWatch:
         self._read_at = self._began
         self._losses = 0
         if self._is_down:
-            self._turn_up()
+            self._mark_reachable()
         self._end(0.0)
 
     def _end(self, age_seconds: float) -> None:
@@ -241,8 +244,8 @@ class PostgresCatalogWatch:
         if self._reading is not None:
             self._begin()
 
-    def _lose(self, reason: str) -> None:
-        """Give the connection up, and connect anew."""
+    def _reconnect(self, reason: str) -> None:
+        """Give up the connection, and connect again."""
         if not self._is_down:
             log.warning("the connection that watches the catalogue is lost: %s", " ".join(reason.split()))
         if self._timeout is not None:
@@ -256,16 +259,16 @@ class PostgresCatalogWatch:
         if self._connecting is None:
             self._connecting = self._loop.create_task(self._connect())
         if self._losses > 1:
-            self._turn_down(reason)
+            self._mark_unreachable(reason)
 
-    def _turn_down(self, reason: str) -> None:
+    def _mark_unreachable(self, reason: str) -> None:
         """Fail the reading that waits, and those that follow until there is a connection."""
         if not self._is_down:
             log.warning("the catalogue's database cannot be reached: %s", " ".join(reason.split()))
         self._is_down = True
         self._fail()
 
-    def _turn_up(self) -> None:
+    def _mark_reachable(self) -> None:
         log.warning("the catalogue's database can be reached again")
         self._is_down = False
 
@@ -276,19 +279,19 @@ class PostgresCatalogWatch:
             # The server accepts connections whose statements fail.
             await asyncio.sleep(min(pause * 2 ** min(self._losses - 2, 8), _LONGEST_PAUSE_SECONDS))
         while True:
-            patience = self._loop.call_later(self._patience_seconds, self._turn_down, "it does not answer")
+            timer = self._loop.call_later(self._connect_limit_seconds, self._mark_unreachable, "it does not answer")
             try:
                 connection = await self._open()
                 break
             except (psycopg.Error, OSError, TimeoutError) as error:
-                self._turn_down(str(error) or "it does not answer")
+                self._mark_unreachable(str(error) or "it does not answer")
             finally:
-                patience.cancel()
+                timer.cancel()
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         self._connecting = None
         if self._is_down and self._losses < 2:
-            self._turn_up()
+            self._mark_reachable()
         self._connection, self._pgconn = connection, connection.pgconn
         self._socket = os.dup(self._pgconn.socket)
         self.epoch += _REVISIONS

@@ -82,8 +82,8 @@ class Observer:
         if durations is None:
             durations = self._durations[key] = array("d")
         durations.append(ended - record.began)
-        if entry is not None and (taken := entry.taken) is not None:
-            self._queue_seconds.append(taken - entry.submitted)
+        if entry is not None and (batch_began_at := entry.batch_began_at) is not None:
+            self._queue_seconds.append(batch_began_at - entry.submitted_at)
             if status < FAILED and self._usage is not None:
                 self._usage.count(entry)
         if code is not None and code in LIMIT_CODES:

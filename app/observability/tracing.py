@@ -109,15 +109,15 @@ def _parts(record: RequestRecord) -> Iterator[tuple[str, float, float, Attribute
     if record.publish is not None:
         yield "publish", record.publish.began, record.publish.ended, {}
     entry = record.entry
-    if entry is None or entry.resolved is None:
+    if entry is None or entry.resolved_at is None:
         return
-    yield "resolve", entry.submitted, entry.resolved, {}
-    if entry.taken is None:
+    yield "resolve", entry.submitted_at, entry.resolved_at, {}
+    if entry.batch_began_at is None:
         return
-    yield "queue", entry.resolved, entry.taken, {}
+    yield "queue", entry.resolved_at, entry.batch_began_at, {}
     if entry.batch is not None:
         attributes = {"loraplex.batch.rows": entry.batch.rows, "loraplex.batch.adapters": entry.batch.adapters}
-        yield "forward", entry.taken, entry.batch.ended, attributes
+        yield "forward", entry.batch_began_at, entry.batch.ended, attributes
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -24,14 +24,14 @@ from adapters.access.usage import (
 from adapters.errors import LoraplexError
 from app.serving.queue_entry import QueueEntry
 
-# A process that is killed loses what it has not stored, 5 seconds at most: the rest is for the writing.
+# A killed process loses the counts of at most 5 seconds: 4 between flushes, and up to 1 for writing.
 _SECONDS_BETWEEN_FLUSHES = 4.0
-# A transaction of this many counts holds the write lock for about 30 ms.
+# A transaction of this many counts holds the write lock of SQLite for about 30 ms.
 _COUNTS_AT_ONCE = 2000
 # About 20 MB. Adapters beyond it are counted together.
 _MAX_SLOTS = 2**15
 # Equal requests are counted together, which takes a quarter of the time; a call for this many takes up to 2 ms.
-_RECENT = 2**11
+_MAX_RECENT = 2**11
 
 # Tenant, id of the key, hours since the epoch, and name of the adapter.
 _Slot = tuple[str, str | None, float, str | None]
@@ -64,7 +64,7 @@ class UsageCounter:
         self._hour = 0.0
         # Since the last flush: requests, rows, and the requests whose first adapter this is.
         self._counts: dict[_Slot, list[int]] = {}
-        # Held by whoever moves `_recent` to `_counts`. Appending to `_recent` needs no lock.
+        # Guards `_counts`, `_hour` and removals from `_recent`. Appending to `_recent` needs no lock.
         self._lock = threading.Lock()
         self._writer = secrets.token_hex(8)
         self._sequence = 1
@@ -82,7 +82,7 @@ class UsageCounter:
         """Count an answered prediction."""
         caller, references = entry.grant.caller, entry.references
         hour = self._now() // HOUR_SECONDS
-        if hour != self._hour or len(self._recent) >= _RECENT:
+        if hour != self._hour or len(self._recent) >= _MAX_RECENT:
             with self._lock:
                 self._count_recent()
                 self._hour = hour
@@ -145,6 +145,7 @@ class UsageCounter:
                 sums = stored.setdefault(UsageSlot(tenant, by, int(hour), part or ""), [0, 0])
                 sums[0] += count
                 sums[1] += rows
+        # Sorted, so that each batch changes a range of the table, with few pages.
         rest = iter(sorted(UsageCount(slot, *sums) for slot, sums in stored.items()))
         while batch := list(islice(rest, _COUNTS_AT_ONCE)):
             self._batches.append(batch)

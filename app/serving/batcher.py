@@ -290,7 +290,7 @@ class Batcher:
         is_current = self._grants.is_current
         # The entries of a forecast are those that have arrived, in the same order.
         for entry, resolution in zip(arrived, known, strict=False):
-            if entry.has_ended(now):
+            if entry.end_if_overdue(now):
                 continue
             try:
                 if not is_current(entry.grant):
@@ -348,7 +348,7 @@ class Batcher:
         forecast, self._forecast = self._forecast, None
         if forecast is not None and _is_of(forecast, slices):
             for part in slices:
-                part.entry.taken = forecast.outputs[1].began
+                part.entry.batch_began_at = forecast.outputs[1].began
             self._finish(slices, lambda: forecast.outputs)
             return
         forward, is_small = self._prepare(slices, [part.entry.resolution for part in slices])

@@ -15,7 +15,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from adapters.errors import LoraplexError
 from app.http.errors import HeadTooLarge, InternalError, NotHttp
 from app.observability.records import LONGEST_PATH, OTHER
-from app.serving.connections import BufferedTransport, OpenConnections, Phase
+from app.serving.buffered_transport import BufferedTransport
+from app.serving.connections import OpenConnections, Phase
 
 # Longest time from the first bytes of a head to its end. After it, the connection is closed.
 HEAD_SECONDS = 30.0

@@ -142,7 +142,9 @@ class FastPath:
     ) -> FastPathRequest | None:
         """Return a POST whose head is complete if it may take the fast path, otherwise None.
 
-        `is_idle` is whether the connection stays open, and can send the answer as soon as there is one.
+        `url` has the bytes of the request target, with the query. The names of `headers` are in lower case. `is_idle`
+        is whether the connection stays open, and can send the answer as soon as there is one. The reason of a fallback
+        is counted; a URL without a fast path is not.
         """
         if url == _PREDICT_URL:
             match, route, allowed = None, PREDICT, ALLOWED_HEADERS[PREDICT]
@@ -154,7 +156,8 @@ class FastPath:
         named = dict(headers)
         host, length = named.get(b"host"), named.get(b"content-length", b"")
         grant = self._grants.of_header(named.get(b"authorization")) if self._grants.has_keys else OPEN_GRANT
-        # No other version keeps a connection open without a `Connection` header. Making the version takes 0.3 µs.
+        # HTTP/1.1 is the only version that keeps a connection open without a `Connection` header, so its text, which
+        # takes 0.3 µs, is made only if there is one.
         if not is_idle or (b"connection" in named and http_version() != "1.1"):
             reason = Fallback.CONNECTION
         elif len(named) != len(headers) or not allowed.issuperset(named):
@@ -180,7 +183,8 @@ class FastPath:
     def enqueue(self, request: FastPathRequest, body: bytes, on_end: Callable[[], None]) -> bool:
         """Put a request into the queue, or return False if its body needs ASGI.
 
-        `on_end` is called when `respond` has its answer. A request without an entry is refused, and has one now.
+        `on_end` is called when the entry has ended, and `respond` can be called then. A refused request has no entry:
+        `on_end` is not called, and `respond` can be called immediately.
         """
         grant = request.grant
         tenant = grant.caller.tenant
@@ -221,7 +225,7 @@ class FastPath:
     def respond(self, request: FastPathRequest, default_headers: Headers, *, keep_alive: bool) -> bytes | None:
         """Return the whole answer of a request that is refused or whose entry has ended.
 
-        Return None if the client has disconnected.
+        Return None if the client has disconnected. Releases the entry and records the request. Must be called once.
         """
         entry = request.entry
         if entry is not None:

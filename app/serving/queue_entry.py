@@ -22,14 +22,14 @@ from app.serving.request import InferenceRequest
 
 _WATCH_DELAY_SECONDS = 0.02
 
-# What is made for each request is a dataclass with slots: a named tuple takes twice as long to make.
-
 # Callable that returns when the client has disconnected.
 Disconnected = Callable[[], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
 
+# Objects made for each request are dataclasses with slots: a named tuple takes almost three times as long to make
+# (decision 7).
 @dataclass(slots=True, eq=False)
 class InferenceResult:
     """Outputs of one request, and the version that each row was computed with."""
@@ -75,7 +75,7 @@ class QueueEntry:
 
     __slots__ = (
         *("request", "grant", "tenant", "references", "choice_N", "rows", "rows_left", "resolution", "age_seconds"),
-        *("submitted", "deadline", "resolved", "taken", "batch", "forward_seconds"),
+        *("submitted_at", "deadline", "resolved_at", "batch_began_at", "batch", "forward_seconds"),
         *("_on_end", "_outcome", "_done_rows", "_outputs_NO", "_disconnected", "_watch", "_watch_timer"),
     )
 
@@ -104,11 +104,11 @@ class QueueEntry:
             self.choice_N = [0] * len(request.inputs_NI)
         self.rows = len(self.choice_N)
         # Times are those of `time.perf_counter`, in seconds; None for a step that has not been reached.
-        self.submitted = time.perf_counter()
-        self.deadline = self.submitted + wait_seconds
-        self.resolved: float | None = None
+        self.submitted_at = time.perf_counter()
+        self.deadline = self.submitted_at + wait_seconds
+        self.resolved_at: float | None = None
         # Start of the first batch that has rows of the entry.
-        self.taken: float | None = None
+        self.batch_began_at: float | None = None
         # Last batch that had rows of the entry.
         self.batch: BatchRecord | None = None
         self.forward_seconds = 0.0
@@ -128,12 +128,12 @@ class QueueEntry:
         """Fix the versions of all rows. A later delete or publish does not change the result."""
         self.resolution = resolution
         self.age_seconds = age_seconds
-        self.resolved = now
+        self.resolved_at = now
 
     def take(self, rows: int, now: float) -> "EntrySlice":
         """Return the next rows, for a batch that begins `now`."""
-        if self.taken is None:
-            self.taken = now
+        if self.batch_began_at is None:
+            self.batch_began_at = now
         begin = self.rows - self.rows_left
         self.rows_left -= rows
         return EntrySlice(self, begin, begin + rows)
@@ -150,9 +150,9 @@ class QueueEntry:
                 self._outputs_NO = np.empty((self.rows, outputs_KO.shape[1]), dtype=np.float32)
             self._outputs_NO[part.begin : part.end] = outputs_KO
         if self._done_rows == self.rows and self._outcome is None:
-            assert self.taken is not None
+            assert self.batch_began_at is not None
             assert self.resolution is not None
-            queue_seconds, versions = self.taken - self.submitted, self.resolution.versions
+            queue_seconds, versions = self.batch_began_at - self.submitted_at, self.resolution.versions
             forward_seconds, age_seconds = self.forward_seconds, self.age_seconds
             self._end(
                 InferenceResult(self._outputs_NO, versions, self.choice_N, queue_seconds, forward_seconds, age_seconds)
@@ -164,7 +164,7 @@ class QueueEntry:
             self._end(error)
 
     def cancel(self) -> None:
-        """End without a result, unless the entry has ended: its client has disconnected."""
+        """Discard the request, unless the entry has ended. `result` then raises `ClientDisconnect`."""
         self.fail(ClientDisconnect())
 
     def fail_not_finite(self, part: "EntrySlice", outputs_KO: Float32) -> None:
@@ -173,8 +173,8 @@ class QueueEntry:
         detail, expected = f"the outputs of row {row} are too large for float32", "inputs whose outputs are finite"
         self.fail(OutputNotFinite(detail, field="inputs", row=row, expected=expected))
 
-    def has_ended(self, now: float) -> bool:
-        """Return whether there is a result or an error. An entry whose deadline has passed fails first."""
+    def end_if_overdue(self, now: float) -> bool:
+        """Fail if the deadline has passed; return whether the entry has ended."""
         if now > self.deadline:
             self.fail(self._timeout_error())
         return self._outcome is not None
@@ -231,7 +231,7 @@ class QueueEntry:
             by_row,
             len({version.digest for version in versions if version is not None}) if by_row else 1,
             self.rows,
-            None if self.taken is None else self.taken - self.submitted,
+            None if self.batch_began_at is None else self.batch_began_at - self.submitted_at,
             self.forward_seconds,
         )
 
@@ -245,8 +245,8 @@ class QueueEntry:
             self.cancel()
 
     def _timeout_error(self) -> RequestTimeout:
-        waited = time.perf_counter() - self.submitted
-        allowed = self.deadline - self.submitted
+        waited = time.perf_counter() - self.submitted_at
+        allowed = self.deadline - self.submitted_at
         return RequestTimeout(f"the request waited {waited:.3g} s, and its limit is {allowed:.3g} s")
 
     def _end(self, outcome: InferenceResult | Exception) -> None:

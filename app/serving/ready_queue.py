@@ -43,7 +43,7 @@ class _TenantQueue:
         entries: list[QueueEntry] = []
         while self.entries and len(entries) < room:
             entry = self.entries.popleft()
-            if entry.has_ended(now):
+            if entry.end_if_overdue(now):
                 self.rows -= entry.rows_left
             else:
                 entries.append(entry)

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from app.serving.connections import BufferedTransport, FlushQueue
+from app.serving.buffered_transport import BufferedTransport, FlushQueue
 
 
 class _Server(asyncio.Protocol):
