@@ -2,5 +2,5 @@
 
 Read `queue_entry` first, then `batcher` and `adapter_loader`. `request` and `response` are the bodies of
 `POST /predict`, `asgi` its handler, and `oip` the Open Inference Protocol. `fast_path` answers small plain requests
-without ASGI; `uvicorn_protocol`, `connection_guard` and `connections` are the connections.
+without ASGI; `uvicorn_protocol`, `connection_guard`, `connections` and `buffered_transport` are the connections.
 """
