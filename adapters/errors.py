@@ -33,18 +33,24 @@ The first line of a class's docstring, without its period, is the title of the e
 in snake case is its code, which never changes: `NotJson` is `not_json`. `app.http.errors` maps codes to HTTP statuses.
 """
 
+import copyreg
 import json
 import re
 from collections.abc import Sequence
+from enum import Enum
 from itertools import islice
 from typing import Any, ClassVar, NamedTuple, Self
 
 _MAX_VALUE_CHARACTERS = 100
 _MAX_DETAIL_CHARACTERS = 1500
-# Default of `given`. It is not None, because None is a null that a client sent.
-_NOT_GIVEN = object()
 # Most rows of a data set that an error or a report lists.
 MAX_BAD_ROWS = 20
+
+
+class _Given(Enum):
+    """Default of `given`, the same object after pickling. It is not None, which is a null that a client sent."""
+
+    NOTHING = "nothing"
 
 
 class BadRow(NamedTuple):
@@ -75,7 +81,7 @@ class LoraplexError(Exception):
         *,
         field: str | None = None,
         row: int | None = None,
-        given: object = _NOT_GIVEN,
+        given: object = _Given.NOTHING,
         expected: str | None = None,
         outcome_unknown: bool = False,
     ) -> None:
@@ -91,18 +97,22 @@ class LoraplexError(Exception):
     def __str__(self) -> str:
         return self.detail
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Unpickling does not call `__init__`, whose parameters differ from class to class.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
+
     @classmethod
     def title(cls) -> str:
         """Return the short description that every error of this class has in common."""
         return (cls.__doc__ or "").partition("\n")[0].removesuffix(".")
 
     def at(
-        self, *, field: str, row: int | None = None, given: object = _NOT_GIVEN, expected: str | None = None
+        self, *, field: str, row: int | None = None, given: object = _Given.NOTHING, expected: str | None = None
     ) -> Self:
         """Set the position in the request of a value whose check made this error; return the error."""
         self.field = field
         self.row = self.row if row is None else row
-        self.given = self.given if given is _NOT_GIVEN else given
+        self.given = self.given if given is _Given.NOTHING else given
         self.expected = expected or self.expected
         return self
 
@@ -120,7 +130,7 @@ class LoraplexError(Exception):
             "code": self.code,
             "field": None if self.field is None else shorten(self.field),
             "row": self.row,
-            "given": None if self.given is _NOT_GIVEN else shorten(self.given),
+            "given": None if self.given is _Given.NOTHING else shorten(self.given),
             "expected": self.expected,
             "outcome": "unknown" if self.outcome_unknown else None,
         }

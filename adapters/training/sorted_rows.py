@@ -9,6 +9,7 @@ other shares.
 import os
 import weakref
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cached_property
 from itertools import pairwise
 from math import isqrt
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from adapters.errors import BlobCorrupt, FitFailed
+from adapters.errors import BlobCorrupt, FitFailed, StorageFailed
 from adapters.storage.blobs import Blobs
 from adapters.training.data_file import ROW_TENSORS, Entry, read_entries
 from adapters.training.limits import STACK_NUMBERS
@@ -35,10 +36,10 @@ class RowTable:
         """Read the header. A file in a bucket is fetched first, once for all processes of this machine.
 
         Raises `FitFailed` if the file is missing or incomplete, as methods that read it do, `StorageFull` if there is
-        no space to fetch it, and `StorageFailed` if the bucket does not answer.
+        no space to fetch it, and `StorageFailed` if the bucket does not answer, or a cache evicts the file again.
         """
         try:
-            self._fd = os.open(blobs.local(name), os.O_RDONLY)
+            self._fd = _open(blobs, name)
         except BlobCorrupt as error:
             raise FitFailed(error.detail) from None
         weakref.finalize(self, os.close, self._fd)
@@ -136,3 +137,11 @@ class RowTable:
                 raise FitFailed(f"the data file of the job ends before byte {offset + len(view)}")
             view, offset = view[count:], offset + count
         return content
+
+
+def _open(blobs: Blobs, name: str) -> int:
+    """Open the local file of a blob; once more if a cache has evicted it between its fetch and the first time."""
+    for _ in range(2):
+        with suppress(FileNotFoundError):
+            return os.open(blobs.local(name), os.O_RDONLY)
+    raise StorageFailed("the cache of blobs is too small: the data file was evicted before it was opened")

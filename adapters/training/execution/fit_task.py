@@ -27,7 +27,10 @@ from adapters.training.execution.fit_client import ChildFitter, Done, Failed, Fi
 
 # Interval of the items that show that a fit without frames runs, and of the checks for a new checkpoint.
 _SECONDS_BETWEEN_ITEMS = 1.0
-_FIT_FOLDER = "loraplex-fit-"
+# Another prefix than that of earlier releases, whose folders have no lock.
+_FIT_FOLDER = "loraplex-task-"
+# Prefix of folders that could not be locked, which no other task removes.
+_UNLOCKED_FOLDER = "loraplex-unlocked-"
 
 
 class ItemKind(StrEnum):
@@ -226,27 +229,33 @@ def _fit_folder() -> Iterator[Path]:
     for abandoned in Path(tempfile.gettempdir()).glob(f"{_FIT_FOLDER}*"):
         # It is of another user or of a running task, or another task has just removed it.
         with suppress(OSError):
-            lock = _lock(abandoned, fcntl.LOCK_NB)
+            free = _lock(abandoned, fcntl.LOCK_NB)
             shutil.rmtree(abandoned, ignore_errors=True)
-            os.close(lock)
+            os.close(free)
     folder, lock = _new_folder()
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _new_folder() -> tuple[Path, int]:
-    """Return a new folder and its lock."""
+def _new_folder() -> tuple[Path, int | None]:
+    """Return a new folder and its lock; None in place of a lock on a file system that has none for folders."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=_FIT_FOLDER))
-        # Another task may remove it before it is locked.
-        with suppress(FileNotFoundError):
+        try:
             lock = _lock(folder)
-            if folder.exists():
-                return folder, lock
-            os.close(lock)
+        except FileNotFoundError:
+            # Another task has removed it before it was locked.
+            continue
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            return Path(tempfile.mkdtemp(prefix=_UNLOCKED_FOLDER)), None
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
 
 
 def _lock(folder: Path, how: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""Fitter that runs fits as tasks of a Ray cluster. The only module that imports ray.
+"""Fitter that runs fits as tasks of a Ray cluster. Only this module and `row_sorter` import ray.
 
 A fit is one task, which asks for the memory that the job is estimated to need. A fleet whose stacks do not depend on
 each other is several tasks, each with a share of the stacks. Ray decides when and where a task runs. What the tasks
@@ -18,16 +18,13 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import ray
 from ray.exceptions import OutOfMemoryError, OwnerDiedError, RayError
 
-from adapters.errors import LoraplexError
+from adapters.errors import LoraplexError, StorageFailed, StorageFull
 from adapters.training.execution.fit_client import (
     Done,
     Failed,
@@ -48,7 +45,7 @@ from adapters.training.execution.fit_task import (
     write_checkpoint,
 )
 from adapters.training.execution.mailbox import Item, Mailbox
-from adapters.training.sorted_rows import RowTable
+from adapters.training.execution.row_sorter import RowSorter, SortedRows, row_table
 
 _POLL_SECONDS = 0.5
 _SECONDS_BEFORE_NOTE = 10.0
@@ -56,70 +53,19 @@ _SECONDS_BEFORE_NOTE = 10.0
 _SHARES_PER_CORE = 4
 # Deaths of the tasks of one share, after which the job has its next attempt.
 _MAX_DEATHS = 3
-# Column, of the rows that are sorted, with the index of each in the sorted rows.
-_SORTED_INDEX = "sorted_index"
 _OBJECT_STORE_BYTES = 512 * 2**20
+# Errors of a node's storage, which end an attempt as the loss of a node does, not the job. The disk that is full is
+# that of one node, too, and the next task may run on another one.
+_OF_NODE = (StorageFailed, StorageFull)
 # Resource that only the head node has.
 _HEAD = {"node:__internal_head__": 0.001}
 
 log = logging.getLogger(__name__)
 
 
-class _SortedRows(NamedTuple):
-    """Blocks with the sorted rows of a share of a fleet."""
-
-    begin: int
-    end: int
-    """Both as in `ShareRows`."""
-    blocks: list[tuple[int, Any]]
-    """Sorted index of the first row of each block, and the reference to the block."""
-
-
-class RowSorter:
-    """Actor that sorts the rows of a fleet by group with Ray Data, and owns the sorted blocks.
-
-    Blocks that exceed the object stores of the nodes are on the disks of the nodes. Ray Data does not work through Ray
-    Client, which is why it runs in an actor.
-    """
-
-    def sort(self, process: str, request: bytes, share_count: int) -> list[_SortedRows]:
-        """Return the blocks of each share."""
-        import ray.data
-
-        table, context = _row_table(process, request), ray.data.DataContext.get_current()
-        context.enable_progress_bars, context.execution_options.preserve_order = False, True
-        # Each block stays one, so that its number says which rows are in it.
-        context.target_max_block_size = None
-        rows, sorted_index_N, K = np.arange(table.rows), table.sorted_index(), table.block_rows
-        firsts = range(0, table.rows, K)
-        unsorted = [
-            pa.table({"row": rows[first : first + K], _SORTED_INDEX: sorted_index_N[first : first + K]})
-            for first in firsts
-        ]
-        read = partial(_read_block, process=process, request=request)
-        dataset = ray.data.from_arrow(unsorted).map_batches(read, batch_format="pyarrow", batch_size=None)
-        dataset = dataset.sort(_SORTED_INDEX, boundaries=[*firsts[1:]]).materialize()
-        refs = [block.ref for bundle in dataset.iter_internal_ref_bundles() for block in bundle.blocks]
-        blocks = [*zip(firsts, refs, strict=True)]
-        return [
-            _SortedRows(begin, end, blocks[table.share_blocks(begin, end)]) for begin, end in table.shares(share_count)
-        ]
-
-
-def _row_table(process: str, request: bytes) -> RowTable:
-    blobs = FitProcess.from_json(process).blobs_here().open()
-    return RowTable(blobs, FitRequest.from_json(json.loads(request)).data)
-
-
-def _read_block(block: pa.Table, *, process: str, request: bytes) -> pa.Table:
-    """Return the rows of a block by their numbers, which are consecutive, with the sorted index of each."""
-    first, last = block["row"][0].as_py(), block["row"][-1].as_py()
-    return _row_table(process, request).read(first, last + 1).append_column(_SORTED_INDEX, block[_SORTED_INDEX])
-
-
 def run_task(
     mailbox: Any, number: int, *, process: str, request: bytes, share: tuple[int, int], done: Sequence[int],
-    checkpoint: bytes | None, sorted_shares: list[_SortedRows] | None,
+    checkpoint: bytes | None, sorted_shares: list[SortedRows] | None,
 ) -> None:  # fmt: skip
     """Run a task on a node.
 
@@ -133,7 +79,7 @@ def run_task(
     def write_rows(path: Path) -> ShareRows:
         assert sorted_shares is not None
         begin, end, blocks = sorted_shares[share[0]]
-        _row_table(process, request).write_share(path, ((first, ray.get(block)) for first, block in blocks))
+        row_table(process, request).write_share(path, ((first, ray.get(block)) for first, block in blocks))
         return ShareRows(str(path), begin, end)
 
     rows = None if sorted_shares is None else write_rows
@@ -386,12 +332,14 @@ class RayFitter:
         self._find_deaths()
 
     def _fail(self, error: Exception) -> bool:
-        """End the fit if the cause of an error is one of this project; return whether it is."""
-        cause = getattr(error, "cause", None)
-        if not isinstance(cause, LoraplexError):
+        """End the fit, or its attempt, if the cause of an error is one of this project; return whether it is."""
+        cause = _cause_of(error)
+        if cause is None:
             return False
         self._cancel()
-        self._frames.append(Failed(error=cause.members()))
+        # `next_frame` raises `FitterDied` after the note.
+        is_of_node = isinstance(cause, _OF_NODE)
+        self._frames.append(_node_failed(cause.detail) if is_of_node else Failed(error=cause.members()))
         return True
 
     def _accept(self, share: _ShareState, kind: ItemKind, content: bytes) -> None:
@@ -405,7 +353,14 @@ class RayFitter:
 
     def _accept_frame(self, share: _ShareState, frame: Frame) -> None:
         """Pass a frame on, as if all shares were one fit."""
-        if isinstance(frame, Failed):
+        if isinstance(frame, Failed) and frame.error["code"] in [kind.code for kind in _OF_NODE]:
+            frame = _node_failed(frame.error["detail"])
+            try:
+                self._replace_task(share, frame.text)
+            except FitterDied:
+                # `next_frame` raises it after the note.
+                self._cancel()
+        elif isinstance(frame, Failed):
             self._cancel()
         elif isinstance(frame, Done):
             share.is_done = True
@@ -482,6 +437,22 @@ def _is_feasible(options: Mapping[str, Any]) -> bool:
     required = {"CPU": options["num_cpus"], "memory": options["memory"], "GPU": options["num_gpus"]}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return any(all(node.get(name, 0) >= amount for name, amount in required.items()) for node in nodes)
+
+
+def _node_failed(detail: object) -> Note:
+    return Note(text=f"the storage of a node failed: {detail}")
+
+
+def _cause_of(error: BaseException) -> LoraplexError | None:
+    """Return the error of this project that an error of Ray was raised for."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # What Ray raises in place of an error is of its class too, but has another code.
+        if isinstance(cause, LoraplexError) and not isinstance(cause, RayError):
+            return cause
+        inner = getattr(cause, "cause", None)
+        cause = inner if isinstance(inner, BaseException) else cause.__cause__
+    return None
 
 
 def _error_of(task: Any) -> Exception | None:

@@ -282,6 +282,12 @@ def test_a_fleet_larger_than_memory_is_sorted_by_ray_data(cluster: RayCluster, t
     on_ray, notes = fit(cluster.address)
     assert "sorted by group with Ray Data" in notes
     assert on_ray == local
+    # Only the tasks of Ray Data read the last bytes.
+    os.truncate(tmp_path / BLOBS / blob, (tmp_path / BLOBS / blob).stat().st_size - 1)
+    broken, _ = fit(cluster.address)
+    assert broken["error"]["code"] == "fit_failed"
+    assert "ends before byte" in broken["error"]["detail"]
+    assert "given" not in broken["error"]
 
 
 def test_a_trainer_starts_a_cluster_of_its_own_and_leaves_nothing_behind(

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from adapters.errors import FitFailed
+from adapters.errors import FitFailed, StorageFailed
 from adapters.lora.base_layer import BaseLayer
 from adapters.storage.blobs import BLOBS, FolderBlobs
 from adapters.storage.quarantine import Quarantine
@@ -122,3 +122,14 @@ def test_rows_that_are_missing_are_the_error(blobs: FolderBlobs, tmp_path: Path)
     os.truncate(tmp_path / BLOBS / NAME, 10_000)
     with pytest.raises(FitFailed):
         table.read(ROWS - 1, ROWS)
+
+
+def test_a_file_that_a_cache_evicts_is_fetched_once_more(
+    blobs: FolderBlobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [blobs.local(NAME), tmp_path / "evicted"]
+    monkeypatch.setattr(blobs, "local", lambda _name: paths.pop())
+    assert RowTable(blobs, NAME).rows == ROWS
+    paths += [tmp_path / "evicted"] * 2
+    with pytest.raises(StorageFailed):
+        RowTable(blobs, NAME)

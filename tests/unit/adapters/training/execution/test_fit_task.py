@@ -1,5 +1,7 @@
 """A fit on a node, with a child process that is played: what is sent, and what is kept for the next task."""
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -174,6 +176,29 @@ def test_folders_of_tasks_that_were_killed_are_removed(tmp_path: Path, monkeypat
         running.wait()
         _run(_PlayedFitter([Done(metrics={})]))
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_folder_without_a_lock_is_removed_by_its_own_task_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as without_locks:
+
+        def refuse(_number: int, _how: int) -> None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+        without_locks.setattr(fcntl, "flock", refuse)
+        with fit_task._fit_folder() as other:
+            _run(_PlayedFitter([Done(metrics={})]))
+            assert [*tmp_path.iterdir()] == [other]
+        assert [*tmp_path.iterdir()] == []
+        unlocked, lock = fit_task._new_folder()
+    # That of an earlier release, which locks nothing.
+    earlier = tmp_path / "loraplex-fit-1"
+    earlier.mkdir()
+    _run(_PlayedFitter([Done(metrics={})]))
+    assert lock is None
+    assert {*tmp_path.iterdir()} == {unlocked, earlier}
 
 
 def test_the_process_of_another_configuration_ends() -> None:

@@ -1,6 +1,7 @@
 """The fitter on Ray with a cluster that is played: the tasks that it submits, and what follows from their items."""
 
 import json
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import FitFailed
+from adapters.errors import FitFailed, LoraplexError, StorageFailed, StorageFull
 from adapters.storage.blob_location import BlobLocation
 from adapters.training.execution.fit_client import (
     Done,
@@ -318,12 +319,66 @@ def test_an_error_of_the_sort_ends_the_fit(fitter: Any, cluster: _PlayedCluster,
 
     _begin_sort(fitter, cluster)
     ended = cluster.tasks[2] if is_found_by_a_task else cluster.sort
-    cluster.end(ended, RayTaskError("sort", "", FitFailed("the rows are gone")))
+    cause = pickle.loads(pickle.dumps(FitFailed("the rows are gone")))  # noqa: S301 - its own bytes
+    # The error of a read within the error of the sort.
+    cluster.end(ended, RayTaskError("sort", "", RayTaskError("read", "", cause)))
     frame = _next(fitter)
     assert isinstance(frame, Failed)
-    assert frame.error["code"] == "fit_failed"
+    assert frame.error == FitFailed("the rows are gone").members()
     assert all(task.is_cancelled for task in cluster.tasks if task is not ended)
     assert cluster.killed == [cluster.sorter]
+
+
+def test_the_cause_of_an_error_that_ray_data_wraps_is_found() -> None:
+    if find_spec("ray") is None:
+        skip_or_fail("ray is not installed")
+    from ray.exceptions import RayTaskError, UserCodeException
+
+    from adapters.training.execution.ray_fitter import _cause_of
+
+    cause, wrapped = FitFailed("the rows are gone"), UserCodeException("UDF failed")
+    wrapped.__cause__ = cause
+    assert _cause_of(RayTaskError("read", "", wrapped)) is cause
+    assert _cause_of(RayTaskError("read", "", ValueError())) is None
+
+
+@pytest.mark.parametrize("error", [StorageFailed("no bucket answers"), StorageFull("the disk is full")])
+def test_an_error_of_a_node_s_storage_in_the_sort_ends_the_attempt(
+    fitter: Any, cluster: _PlayedCluster, error: LoraplexError
+) -> None:
+    from ray.exceptions import RayTaskError
+
+    _begin_sort(fitter, cluster)
+    cluster.end(cluster.sort, RayTaskError("sort", "", error))
+    note = _next(fitter)
+    assert isinstance(note, Note)
+    assert error.detail in note.text
+    with pytest.raises(FitterDied):
+        fitter.next_frame(1.0)
+    assert all(task.is_cancelled for task in cluster.tasks)
+
+
+@pytest.mark.parametrize("error", [StorageFailed("no bucket answers"), StorageFull("the disk is full")])
+def test_an_error_of_a_node_s_storage_is_a_task_that_died(
+    fitter: Any, cluster: _PlayedCluster, error: LoraplexError
+) -> None:
+    cluster.node["GPU"] = 1.0
+    fitter.begin(FLEET)
+    task = cluster.tasks[2]
+    for deaths in range(1, 4):
+        cluster.send(task, Failed(error=error.members()))
+        note = _next(fitter)
+        assert isinstance(note, Note)
+        assert error.detail in note.text
+        task = cluster.tasks[-1]
+        assert len(cluster.tasks) == min(4 + deaths, 6)
+    with pytest.raises(FitterDied):
+        fitter.next_frame(1.0)
+    fitter.begin(ALONE)
+    cluster.send(cluster.tasks[-1], Failed(error=error.members()))
+    assert isinstance(_next(fitter), Note)
+    with pytest.raises(FitterDied):
+        fitter.next_frame(1.0)
 
 
 def test_the_death_of_the_sort_ends_the_attempt_without_other_tasks(fitter: Any, cluster: _PlayedCluster) -> None:
