@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from adapters.lora.adapter import digest_of
-from adapters.training.execution.fit_client import Done, Failed, FitRequest, Fitter, Note, Outcomes
+from adapters.training.execution.fit_client import Done, Failed, FitRequest, Fitter, FitterDied, Note, Outcomes
 from adapters.training.execution.fit_task import FitProcess
+from tests.support.service import eventually
 
 
 def main() -> None:
@@ -23,6 +24,7 @@ def main() -> None:
         from adapters.training.execution.ray_fitter import RayFitter
 
         fitter = RayFitter(process, address=address)
+    eventually(lambda: _is_ready(fitter), what="a connection")
     fitter.begin(request)
     digests, frame = dict[int, str](), None
     while not isinstance(frame, Done | Failed):
@@ -36,6 +38,15 @@ def main() -> None:
     fitter.kill()
     error = dict(frame.error) if isinstance(frame, Failed) else None
     print(json.dumps({"digests": digests, "error": error}))
+
+
+def _is_ready(fitter: Fitter) -> bool:
+    """Whether it is ready; like a trainer, it connects again to a cluster that refuses it while it starts."""
+    try:
+        return fitter.is_ready(1.0)
+    except FitterDied:
+        fitter.kill()
+        return False
 
 
 if __name__ == "__main__":
