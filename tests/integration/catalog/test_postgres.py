@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -437,15 +437,22 @@ def test_while_the_synchronous_standby_is_gone_changes_wait_and_readers_do_not()
             with closing(PostgresDatabase(url)) as database:
                 set_standby("gone")
                 eventually(lambda: connection.execute("SHOW synchronous_standby_names").fetchone() == ("gone",))
-                change = threads.submit(database.raise_revision, 5)
-                eventually(is_waiting, what="a commit that waits for the standby")
+                changes: list[Future[None]] = []
+
+                def waits() -> bool:
+                    # The server's checkpointer, which decides that commits wait, reads the setting later.
+                    if not changes or changes[-1].done():
+                        changes.append(threads.submit(database.raise_revision, len(changes) + 1))
+                    return is_waiting()
+
+                eventually(waits, what="a commit that waits for the standby")
                 with pytest.raises(CatalogBusy):
-                    database.raise_revision(6)
+                    database.raise_revision(len(changes) + 1)
                 # It is not visible before its standby has it, and not acknowledged.
-                assert (database.revision(), change.done()) == (0, False)
+                assert (database.revision(), changes[-1].done()) == (len(changes) - 1, False)
                 set_standby("")
-                change.result(scaled(30))
-                assert database.revision() == 5
+                changes[-1].result(scaled(30))
+                assert database.revision() == len(changes)
 
 
 def test_the_tables_of_a_newer_release_are_refused(url: str) -> None:
