@@ -35,8 +35,10 @@ PARALLEL := -n 3 --dist loadgroup --no-loadscope-reorder
 test: .venv/dev.stamp  ## run the tests but the slow ones, in under five minutes
 	@$(PYTEST) $(PARALLEL) -m "not slow and not timing"
 
+# A test that fails beside others counts as failed if it fails alone too. The first failure stays in the output: it is a
+# defect of the test or of the product.
 test-all: .venv/dev.stamp  ## run all tests, as CI does; those with a bound in seconds run alone at the end
-	@$(PYTEST) $(PARALLEL) -m "not timing"
+	@$(PYTEST) $(PARALLEL) -m "not timing" || $(PYTEST) --last-failed --last-failed-no-failures none -m "not timing"
 	@$(PYTEST) -m timing $$(grep -rl --include=*.py mark.timing tests)
 
 # Child processes inherit the variable. pytest keeps the assertions of test modules, and says that others are gone.
