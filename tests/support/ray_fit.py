@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _is_ready(fitter: Fitter) -> bool:
-    """Whether it is ready; like a trainer, it connects again to a cluster that refuses it while it starts."""
+    """Return whether the cluster is ready. Like a trainer, connect again to one that refuses while it starts."""
     try:
         return fitter.is_ready(1.0)
     except FitterDied:

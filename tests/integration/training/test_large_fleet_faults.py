@@ -35,7 +35,7 @@ INPUTS, OUTPUTS, RANK = 64, 2, 8
 SIZES = [8] * 100 + [16] * 100 + [24] * 100
 """Rows of each group."""
 PIPE_BYTES = 2**16 + io.DEFAULT_BUFFER_SIZE
-"""What a fit can send without a reader."""
+"""Bytes that a pipe holds, so that a fit can send them although nobody reads."""
 METHODS = ["adamw", "closed_form", "auto"]
 Digests = dict[str, tuple[int, str]]
 """Version and digest of each group that is published."""
@@ -163,7 +163,7 @@ def client(folder: Path) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def calm(client: httpx.Client) -> dict[str, Digests]:
-    """What is published by each method if nothing happens, from rows in memory."""
+    """The digests that each method publishes in an undisturbed run, from rows in memory."""
     jobs = {method: _submit(client, f"calm-{method}", method) for method in METHODS}
     for job_id in jobs.values():
         job = wait_for_job(client, job_id)
